@@ -41,6 +41,13 @@ class NatsServer:
     def url(self) -> str:
         return f"nats://{self.host}:{self.port}"
 
+    def argv(self) -> list[str]:
+        """The command that runs it, for whoever supervises the process by other means than `start`. Raises BusUnreachable."""
+        return [
+            str(find_binary()), "--jetstream", "--store_dir", str(self.store_dir),
+            "--addr", self.host, "--port", str(self.port or -1), "--ports_file_dir", str(self.store_dir),
+        ]  # fmt: skip
+
     def start(self) -> None:
         """Start the server and wait for its port. Raises BusUnreachable with the server's own words when it does not come up."""
         self.store_dir.mkdir(parents=True, exist_ok=True)
@@ -49,16 +56,13 @@ class NatsServer:
             stale.unlink()
         with log.open("ab") as sink:
             self.process = subprocess.Popen(
-                [
-                    str(find_binary()), "--jetstream", "--store_dir", str(self.store_dir),
-                    "--addr", self.host, "--port", str(self.port or -1), "--ports_file_dir", str(self.store_dir),
-                ],
+                self.argv(),
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
                 # Ctrl-C in a terminal reaches the whole foreground group; the server must outlive the parts that flush to it.
                 start_new_session=True,
-            )  # fmt: skip
+            )
         ports = self.store_dir / f"nats-server_{self.process.pid}.ports"
         deadline = time.monotonic() + START_TIMEOUT_S
         while time.monotonic() < deadline:

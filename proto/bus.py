@@ -100,6 +100,7 @@ class Bus:
         # once, and what was in flight goes out again as soon as a server is back instead of after a time-out.
         self._inbox = client.new_inbox() + "."
         self._next_reply = 0
+        self._closing = False
         self._replies: dict[str, asyncio.Future[Msg]] = {}
 
     @classmethod
@@ -122,7 +123,8 @@ class Bus:
 
         async def disconnected() -> None:
             bus._fail_waiting()
-            on_event("disconnected", "")
+            if not bus._closing:
+                on_event("disconnected", "")
 
         async def reconnected() -> None:
             on_event("reconnected", "")
@@ -176,6 +178,7 @@ class Bus:
 
     async def close(self) -> None:
         """Flush what is written and close; never raises, takes at most two seconds."""
+        self._closing = True
         with contextlib.suppress(Exception):
             async with asyncio.timeout(1.0):
                 if self._client.is_connected:

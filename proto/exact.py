@@ -88,13 +88,21 @@ def add_at(whole: I64, fraction: U64, ids: I64, more_whole: I64, more_fraction: 
 
 def add_at_repeated(whole: I64, fraction: U64, ids: I64, more_whole: I64, more_fraction: U64 | None) -> None:
     """`add_at` for `ids` that may repeat (series folded into ``other``); slower."""
-    np.add.at(whole, ids, more_whole)
-    if more_fraction is None:
-        return
-    units: dict[int, int] = {}
-    for i, f in zip(ids.tolist(), more_fraction.tolist(), strict=True):
-        units[i] = units.get(i, 0) + f
-    for i, f in units.items():
-        carried, rest = divmod(int(fraction[i]) + f, ONE)
-        whole[i] += carried
-        fraction[i] = rest
+    used, at = np.unique(ids, return_inverse=True)
+    add_at(whole, fraction, used, *sum_by(at, len(used), more_whole, more_fraction))
+
+
+def sum_by(groups: I64, n: int, whole: I64, fraction: U64 | None) -> tuple[I64, U64]:
+    """Sums of the values of each of `n` groups; `groups` gives the group (0…n-1) of each value."""
+    wholes = np.zeros(n, np.int64)
+    np.add.at(wholes, groups, whole)
+    fractions = np.zeros(n, np.uint64)
+    if fraction is not None:
+        # Halves, because a sum of 64-bit fractions would wrap.
+        low, high = np.zeros(n, np.uint64), np.zeros(n, np.uint64)
+        np.add.at(low, groups, fraction & _LOW)
+        np.add.at(high, groups, fraction >> _HALF)
+        high += low >> _HALF
+        fractions = (high << _HALF) | (low & _LOW)
+        wholes += (high >> _HALF).astype(np.int64)
+    return wholes, fractions

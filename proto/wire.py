@@ -125,7 +125,7 @@ class Part(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
 
     Exactly one of `counters`, `gauges`, `sketches` is non-empty; see `window` for their columns. `position` is the message of the
     DELTAS log that caused the publication: of two parts with the same metric, resolution and partition the one with the greater
-    ``(position, start_ms)`` is newer, and one that is not newer than the last applied is a repetition. `resolution_ms` 0 marks the totals
+    ``(position, start_ms, piece)`` is newer, and one that is not newer than the last applied is a repetition. `resolution_ms` 0 marks the totals
     of a frame that came after its window was closed for good: they count in totals only.
     """
 
@@ -139,6 +139,9 @@ class Part(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     counters: list[bytes] = []
     gauges: list[bytes] = []
     sketches: list[bytes] = []
+    #: A metric with too many series for one message comes as `pieces` messages; this is number `piece`, from 0.
+    piece: int = 0
+    pieces: int = 1
 
 
 class Ledger(msgspec.Struct, frozen=True, kw_only=True):
