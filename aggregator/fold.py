@@ -1,7 +1,8 @@
 """The aggregator's fold: frames in, exact windows out. A deterministic function of the DELTAS log of one partition.
 
-The way of a frame, in `apply`: header → subject and sequence checks (nodes) → columns → keys to ids (series) → its window →
-added (kernel). Then whatever is due is published: corrected windows, and windows that every live node has passed.
+The way of a frame, in `apply`: header → subject and sequence checks (nodes) → columns → keys to ids (series) → its
+window → added (kernel). Then whatever is due is published: corrected windows, and windows that every live node has
+passed.
 """
 
 from __future__ import annotations
@@ -74,7 +75,8 @@ class AggregatorFold:
         self.now_ms = 0
         #: Start of the first window that is not sealed; None before the first frame.
         self.next_start: int | None = None
-        # A node that the next window waits for. Only saves looking at all nodes for each frame; not a part of the state.
+        # A node that the next window waits for. Only saves looking at all nodes for each frame; not a part of the
+        # state.
         self._laggard: Node | None = None
         self._tick_subject = self.subjects.tick(partition)
         self._delta_prefix = self.subjects.delta(partition, "")
@@ -144,13 +146,18 @@ class AggregatorFold:
         skew_ms = self.nodes.skew_ms(wire.node)
         if sent_ms is not None:
             known = self.nodes.nodes.get(wire.node)
-            skew_ms = sent_ms - message.time_ms if known is None or not known.samples else max(skew_ms, sent_ms - message.time_ms)
+            skew_ms = (
+                sent_ms - message.time_ms
+                if known is None or not known.samples
+                else max(skew_ms, sent_ms - message.time_ms)
+            )
         shift_ms = skew_ms if abs(skew_ms) > self.settings.interval_ms else 0
         start_ms, end_ms = max(0, wire.start_ms - shift_ms), max(0, wire.end_ms - shift_ms)
         limit_ms = self.now_ms + _FUTURE_INTERVALS * self.settings.interval_ms
         if start_ms > limit_ms or end_ms > limit_ms + self.settings.interval_ms:
             raise FrameError(
-                "future_window", f"node {wire.node!r} reports [{start_ms}, {end_ms}) at broker time {self.now_ms} ms; check its clock"
+                "future_window",
+                f"node {wire.node!r} reports [{start_ms}, {end_ms}) at broker time {self.now_ms} ms; check its clock",
             )
         return start_ms, end_ms
 
@@ -328,7 +335,14 @@ class AggregatorFold:
             stale = self.nodes.stale(self.now_ms, settings.node_timeout_ms)
             completeness = heard / len(window.expected) if window.expected else 1.0
             columns += pipeline_columns(
-                self.ledger, live, stale, completeness, len(self.series), delay_ms, end_ms, with_nodes=self.partition == 0
+                self.ledger,
+                live,
+                stale,
+                completeness,
+                len(self.series),
+                delay_ms,
+                end_ms,
+                with_nodes=self.partition == 0,
             )
         parts, metrics = publications(self.subjects, place, columns, MAX_PAYLOAD)
         marker = Sealed(

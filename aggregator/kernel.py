@@ -1,8 +1,9 @@
-"""The merge kernel: adding a frame's columns to a window's arrays, by numpy, without a Python step per series or bucket.
+"""The merge kernel: adding a frame's columns to a window's arrays, by numpy, without a Python step per series or
+bucket.
 
-An accumulator is indexed by series id and grows with the table. `cells()` gives what is in it in compact form, ids ascending; adding
-cells to an empty accumulator gives it back. Every operation is integer addition, min or max, so the order in which frames are added
-does not change a bit of the result.
+An accumulator is indexed by series id and grows with the table. `cells()` gives what is in it in compact form, ids
+ascending; adding cells to an empty accumulator gives it back. Every operation is integer addition, min or max, so the
+order in which frames are added does not change a bit of the result.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy.typing as npt
 from ..proto.errors import FrameError
 from ..proto.exact import F64, I16, I64, MAX_TOTAL, U32, U64, add_at, add_at_repeated, split, sum_by
 
-#: Bucket slots that one window may use (int64 each): a bound on what hostile sketches, all of extreme range, can make us allocate.
+#: Bucket slots that one window may use (int64 each): a bound on what hostile sketches, all of extreme range, can make
+#: us allocate.
 MAX_SLOTS = 1 << 25
 #: Spare buckets on both sides of a row, so that a slowly wandering latency does not move the layout again and again.
 _SPARE = 16
@@ -89,8 +91,8 @@ class SketchCells:
 
 
 class SketchLayout:
-    """Where each series' buckets lie in a window's flat array: row `id` has `width[id]` slots from `offset[id]` on, for the
-    bucket indices from `low[id]` on. All windows of a partition share one layout.
+    """Where each series' buckets lie in a window's flat array: row `id` has `width[id]` slots from `offset[id]` on, for
+    the bucket indices from `low[id]` on. All windows of a partition share one layout.
     """
 
     def __init__(self) -> None:
@@ -122,7 +124,9 @@ class SketchLayout:
         ends = np.cumsum(wider.width)
         wider.slots = int(ends[-1]) if len(ends) else 0
         if wider.slots > MAX_SLOTS:
-            raise FrameError("sketch_capacity", f"sketches would take {wider.slots} bucket slots, the limit is {MAX_SLOTS}")
+            raise FrameError(
+                "sketch_capacity", f"sketches would take {wider.slots} bucket slots, the limit is {MAX_SLOTS}"
+            )
         wider.offset = ends - wider.width
         return wider
 
@@ -200,14 +204,25 @@ class SketchSums:
     def add_cells(self, layout: SketchLayout, cells: SketchCells) -> None:
         c = cells
         self.add(
-            layout, c.ids, c.zero, c.whole, c.fraction, c.minimum, c.maximum, c.lengths, c.indices, c.counts, distinct=True
+            layout,
+            c.ids,
+            c.zero,
+            c.whole,
+            c.fraction,
+            c.minimum,
+            c.maximum,
+            c.lengths,
+            c.indices,
+            c.counts,
+            distinct=True,
         )
 
     def cells(self, layout: SketchLayout) -> SketchCells:
         ids = np.flatnonzero(self.touched)
         used = np.flatnonzero(self.counts)
         rows = np.searchsorted(layout.offset, used, side="right") - 1 if len(used) else used
-        # Rows without slots share the offset of the next one; `side="right"` picks the last of them, which has the slots.
+        # Rows without slots share the offset of the next one; `side="right"` picks the last of them, which has the
+        # slots.
         lengths = np.bincount(rows, minlength=len(self.touched))[ids] if len(used) else np.zeros(len(ids), np.int64)
         return SketchCells(
             ids=ids,
@@ -243,7 +258,9 @@ class GaugeReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GaugeCells:
-    """Aggregates over nodes of the series `ids` (n, ascending): exact sum, min, max, last set value with its time, number of nodes."""
+    """Aggregates over nodes of the series `ids` (n, ascending): exact sum, min, max, last set value with its time,
+    number of nodes.
+    """
 
     ids: I64
     whole: I64
@@ -267,7 +284,9 @@ class GaugeReports:
         reports.sort(key=lambda r: (r.incarnation, r.sequence))
 
     def cells(self) -> GaugeCells:
-        """All nodes together. The order of nodes does not matter: sums are exact, ties of `last` go to the greater value."""
+        """All nodes together. The order of nodes does not matter: sums are exact, ties of `last` go to the greater
+        value.
+        """
         parts = [_newest(self.by_node[node]) for node in sorted(self.by_node)]
         ids = np.concatenate([np.zeros(0, np.int64), *(p[0] for p in parts)])
         values = np.concatenate([np.zeros(0), *(p[1] for p in parts)])
@@ -279,7 +298,9 @@ class GaugeReports:
         np.minimum.at(minimum, groups, values)
         np.maximum.at(maximum, groups, values)
         last, last_ms = np.zeros(n), np.zeros(n, np.int64)
-        order = np.lexsort((values, at_ms))  # ascending by time, then value: of repeated targets the last assignment stays
+        order = np.lexsort(
+            (values, at_ms)
+        )  # ascending by time, then value: of repeated targets the last assignment stays
         last[groups[order]] = values[order]
         last_ms[groups[order]] = at_ms[order]
         nodes = np.bincount(groups, minlength=n).astype(np.uint32)

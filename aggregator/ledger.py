@@ -61,7 +61,8 @@ class Ledgers:
             totals["frames_total"][encode_key("frames_total", {"result": "rejected", "reason": reason})] = count
         if self.overflow:
             totals["series_overflow_total"] = {
-                encode_key("series_overflow_total", {"metric": metric}): count for metric, count in self.overflow.items()
+                encode_key("series_overflow_total", {"metric": metric}): count
+                for metric, count in self.overflow.items()
             }
         taken = {
             metric: {key: (total - self._published.get(key, 0), total) for key, total in counters.items()}

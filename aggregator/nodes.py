@@ -8,7 +8,8 @@ import msgspec
 
 from ..proto.wire import FrameKind, FrameWire
 
-#: Incarnations are remembered so long after their last frame, ms: an emitter may repeat a frame whose acknowledgement it lost.
+#: Incarnations are remembered so long after their last frame, ms: an emitter may repeat a frame whose acknowledgement
+#: it lost.
 REMEMBER_MS = 24 * 3600 * 1000
 #: Clock samples a node's skew is estimated from.
 _SKEW_SAMPLES = 8
@@ -23,7 +24,9 @@ class Verdict(StrEnum):
 
 
 class Gap(msgspec.Struct, array_like=True):
-    """Sequences `first`…`last` had not come when a later one did, at `since_ms`. It holds the node's progress until `given_up`."""
+    """Sequences `first`…`last` had not come when a later one did, at `since_ms`. It holds the node's progress until
+    `given_up`.
+    """
 
     first: int
     last: int
@@ -53,7 +56,10 @@ class Incarnation(msgspec.Struct, kw_only=True):
             return Verdict.NEW, missing
         for i, gap in enumerate(self.gaps):
             if gap.first <= sequence <= gap.last:
-                rest = [Gap(gap.first, sequence - 1, gap.since_ms, gap.given_up), Gap(sequence + 1, gap.last, gap.since_ms, gap.given_up)]
+                rest = [
+                    Gap(gap.first, sequence - 1, gap.since_ms, gap.given_up),
+                    Gap(sequence + 1, gap.last, gap.since_ms, gap.given_up),
+                ]
                 self.gaps[i : i + 1] = [g for g in rest if g.first <= g.last]
                 return Verdict.HEALED, 0
         return Verdict.DUPLICATE, 0
@@ -157,8 +163,6 @@ class NodeTable:
     def forget(self, now_ms: int) -> None:
         """Drop what was last heard more than `REMEMBER_MS` ago."""
         for name, node in list(self.nodes.items()):
-            node.incarnations = [
-                one for one in node.incarnations if now_ms - one.last_seen_ms <= REMEMBER_MS
-            ]
+            node.incarnations = [one for one in node.incarnations if now_ms - one.last_seen_ms <= REMEMBER_MS]
             if not node.incarnations:
                 del self.nodes[name]

@@ -153,7 +153,8 @@ def _halves(kind: Kind, part: Part) -> Sequence[list[bytes]]:
         cut = len(c.keys) // 2
         sides = (slice(None, cut), slice(cut, None))
         return [
-            WindowCounters(c.keys[s], c.whole[s], c.fraction[s], c.total_whole[s], c.total_fraction[s]).pack() for s in sides
+            WindowCounters(c.keys[s], c.whole[s], c.fraction[s], c.total_whole[s], c.total_fraction[s]).pack()
+            for s in sides
         ]
     if kind is Kind.GAUGE:
         g = window.window_gauges(part)
@@ -171,7 +172,15 @@ def _halves(kind: Kind, part: Part) -> Sequence[list[bytes]]:
     both = ((slice(None, cut), slice(None, bucket)), (slice(cut, None), slice(bucket, None)))
     return [
         WindowSketches(
-            k.keys[s], k.zero[s], k.whole[s], k.fraction[s], k.minimum[s], k.maximum[s], k.lengths[s], k.indices[b], k.counts[b]
+            k.keys[s],
+            k.zero[s],
+            k.whole[s],
+            k.fraction[s],
+            k.minimum[s],
+            k.maximum[s],
+            k.lengths[s],
+            k.indices[b],
+            k.counts[b],
         ).pack()
         for s, b in both
     ]

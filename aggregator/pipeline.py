@@ -32,18 +32,25 @@ def pipeline_columns(
     if with_nodes:
         gauges["window_completeness_ratio"] = {b"window_completeness_ratio": completeness}
         gauges["cluster_nodes"] = {
-            encode_key("cluster_nodes", {"state": state}): len(nodes) for state, nodes in (("live", live), ("stale", stale))
+            encode_key("cluster_nodes", {"state": state}): len(nodes)
+            for state, nodes in (("live", live), ("stale", stale))
         }
-        for metric, value in (
-            ("node_last_seen_timestamp_seconds", lambda node: node.last_seen_ms / 1000),
-            ("clock_skew_seconds", lambda node: node.skew_ms / 1000),
+        for metric, attribute in (
+            ("node_last_seen_timestamp_seconds", "last_seen_ms"),
+            ("clock_skew_seconds", "skew_ms"),
         ):
-            gauges[metric] = {encode_key(metric, {"node": node.name}): value(node) for node in (*live, *stale)}
+            gauges[metric] = {
+                encode_key(metric, {"node": node.name}): getattr(node, attribute) / 1000 for node in (*live, *stale)
+            }
     for metric, values in gauges.items():
         if values:
             yield Kind.GAUGE, metric, plain_gauges(values, at_ms)
     if seal_delay_ms is not None:
-        yield Kind.HISTOGRAM, "window_seal_delay_seconds", _one(b"window_seal_delay_seconds", max(seal_delay_ms, 0) / 1000)
+        yield (
+            Kind.HISTOGRAM,
+            "window_seal_delay_seconds",
+            _one(b"window_seal_delay_seconds", max(seal_delay_ms, 0) / 1000),
+        )
 
 
 def _one(key: bytes, value: float) -> list[bytes]:

@@ -1,7 +1,7 @@
 """Series tables: from the keys that frames carry to small integers that arrays are indexed by.
 
-Resolving a frame's keys is the only work of a merge that touches each series in Python, so its result is remembered for the exact
-bytes of the key column: nodes repeat them from window to window, and often have the same ones.
+Resolving a frame's keys is the only work of a merge that touches each series in Python, so its result is remembered for
+the exact bytes of the key column: nodes repeat them from window to window, and often have the same ones.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ _CACHE_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """`ids` (n × i64) of a key column. `distinct` is False when several keys fold into one ``other``. `node` is the name that the keys'
+    """`ids` (n × i64) of a key column. `distinct` is False when several keys fold into one ``other``. `node` is the
+    name that the keys'
     ``node`` labels must all have, None when they have none. `overflow` counts folded keys by metric.
     """
 
@@ -93,7 +94,8 @@ class SeriesTables:
     def resolve(self, columns: Mapping[Kind, tuple[bytes, int]], node: str) -> dict[Kind, Resolved]:
         """Ids for the key columns of one frame, each with its expected number of keys; unknown series are added.
 
-        Raises FrameError (``key``, ``duplicate_key``, ``length``, ``node_claim``, ``kind`` or ``reserved``) before anything is added.
+        Raises FrameError (``key``, ``duplicate_key``, ``length``, ``node_claim``, ``kind`` or ``reserved``) before
+        anything is added.
         """
         found: dict[Kind, Resolved] = {}
         fresh: dict[Kind, list[bytes]] = {}

@@ -1,4 +1,6 @@
-"""The aggregator as a process: one Fold runner per partition, ticks that let idle time pass, and requests for missing frames."""
+"""The aggregator as a process: one Fold runner per partition, ticks that let idle time pass, and requests for missing
+frames.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ import asyncio
 import contextlib
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 
 from ..proto.bus import Bus
 from ..proto.clock import Clock, SystemClock
@@ -20,6 +24,8 @@ from ..proto.wire import LogPosition, Resend, Sealed, Settings, Tick, decode, en
 from .fold import AggregatorFold
 
 log = get_logger(__name__)
+
+T = TypeVar("T")
 
 #: How often a tick is offered, seconds; replicas offer the same ones, and the broker keeps the first.
 TICK_S = 0.5
@@ -35,10 +41,8 @@ async def run(config: Config, *, on_ready: Callable[[], None] | None = None, clo
     replica = f"{socket.gethostname()}-{os.getpid()}".replace("@", "_")
     async with await connect(config, "aggregator") as bus:
         for spec in stream_specs(config):
-            await _until_done("creating streams", lambda spec=spec: bus.ensure_stream(spec))
-        settings = await _until_done(
-            "reading settings", lambda: settle_settings(bus, subjects, settings_of(config))
-        )
+            await _until_done("creating streams", partial(bus.ensure_stream, spec))
+        settings = await _until_done("reading settings", lambda: settle_settings(bus, subjects, settings_of(config)))
         _compare(settings, settings_of(config))
         partitions = parse_partitions(config.aggregator.partitions, settings.partitions)
         runners = [_runner(bus, config, subjects, settings, p, replica, clock) for p in partitions]
@@ -49,7 +53,9 @@ async def run(config: Config, *, on_ready: Callable[[], None] | None = None, clo
                 tasks.create_task(_ask(bus, subjects, runner), name=f"{runner.name} gaps")
             for runner in runners:
                 await runner.caught_up.wait()
-            log.info("aggregating", cluster=config.cluster, partitions=len(partitions), interval_ms=settings.interval_ms)
+            log.info(
+                "aggregating", cluster=config.cluster, partitions=len(partitions), interval_ms=settings.interval_ms
+            )
             if on_ready is not None:
                 on_ready()
 
@@ -71,10 +77,10 @@ async def connect(config: Config, part: str) -> Bus:
             await asyncio.sleep(0.25)
 
 
-async def _until_done(doing: str, attempt: Callable[[], object]) -> Settings:
+async def _until_done(doing: str, attempt: Callable[[], Awaitable[T]]) -> T:
     while True:
         try:
-            return await attempt()  # type: ignore[misc,no-any-return]
+            return await attempt()
         except BusError as problem:
             log.warning("bus is not ready", every_s=10.0, doing=doing, reason=str(problem))
             await asyncio.sleep(0.25)
@@ -82,11 +88,12 @@ async def _until_done(doing: str, attempt: Callable[[], object]) -> Settings:
 
 def _compare(current: Settings, configured: Settings) -> None:
     if current != configured:
-        differing = [f for f in current.__struct_fields__ if getattr(current, f) != getattr(configured, f)]
-        log.warning(
-            "the cluster's log has other settings than this configuration; following the log",
-            **{name: f"{getattr(current, name)} (configured {getattr(configured, name)})" for name in differing},
-        )
+        for name in current.__struct_fields__:
+            used, ours = getattr(current, name), getattr(configured, name)
+            if used != ours:
+                log.warning(
+                    "setting differs from the cluster's log; following the log", setting=name, log=used, ours=ours
+                )
 
 
 def _runner(

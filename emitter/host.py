@@ -83,5 +83,3 @@ def _disk() -> Readings:
     yield "node_disk_total_bytes", usage.total
     yield "node_disk_used_bytes", usage.used
     yield "node_disk_available_bytes", usage.free
-
-

@@ -1,7 +1,8 @@
 """Counter, gauge and histogram: one labelled series each, to keep and call.
 
-Recording appends one double to a column and returns; the column is folded at the window's edge (`take`). Appending is one C
-call under the interpreter's lock, so threads lose nothing and no lock of ours is taken. A value that can't be recorded is counted in
+Recording appends one double to a column and returns; the column is folded at the window's edge (`take`). Appending is
+one C call under the interpreter's lock, so threads lose nothing and no lock of ours is taken. A value that can't be
+recorded is counted in
 `Invalid`, never raised.
 """
 
@@ -36,8 +37,9 @@ class Invalid:
 def take(column: array[float]) -> F64:
     """Everything recorded so far, out of a live column.
 
-    Not a view of it: while one exists, `append` raises BufferError. Not a swap for a new array either: a thread that was interrupted between
-    reading the attribute and appending would write to the old one. A copied slice, and then the deletion of that prefix, lose nothing.
+    Not a view of it: while one exists, `append` raises BufferError. Not a swap for a new array either: a thread that
+    was interrupted between reading the attribute and appending would write to the old one. A copied slice, and then the
+    deletion of that prefix, lose nothing.
     """
     n = len(column)
     values = np.frombuffer(column[:n].tobytes())

@@ -1,9 +1,10 @@
 """The outbox: frames between the cut and the broker's acknowledgement. Pure; the sender moves it on.
 
-    cut ──▶ drafts (no sequence yet; the two oldest merge past the byte limit) ──▶ in flight (bytes fixed) ──▶ ring (acknowledged)
+    cut ──▶ drafts (no sequence yet; the two oldest merge past the byte limit) ──▶ in flight (bytes fixed) ──▶ ring
+    (acknowledged)
 
-A frame gets its sequence and its bytes when it is first sent. Only frames that were never sent are merged: one that was may already be stored,
-though its acknowledgement got lost, and would then count twice.
+A frame gets its sequence and its bytes when it is first sent. Only frames that were never sent are merged: one that was
+may already be stored, though its acknowledgement got lost, and would then count twice.
 """
 
 from __future__ import annotations

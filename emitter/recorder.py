@@ -1,4 +1,6 @@
-"""The recording API: instruments by name, and `record_request`. Nothing here raises into the proxy, blocks it or does I/O."""
+"""The recording API: instruments by name, and `record_request`. Nothing here raises into the proxy, blocks it or does
+I/O.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,8 @@ _pack = ROW.pack
 class Recorder:
     """All instruments of one process.
 
-    `node` fills the label of that name on per-node metrics. At most `max_series` series of a metric are kept apart; further ones add to the
-    one whose label values are all ``other``.
+    `node` fills the label of that name on per-node metrics. At most `max_series` series of a metric are kept apart;
+    further ones add to the one whose label values are all ``other``.
     """
 
     def __init__(self, node: str, max_series: int, now_ms: Callable[[], int]) -> None:
@@ -72,9 +74,10 @@ class Recorder:
     ) -> None:
         """Record one request that has ended: its count, latency, tokens and cost, in one row.
 
-        Times in seconds, cost in USD. Without `cost` a success counts in ``unpriced_requests_total``; without `response_time` it is
-        left out of the latencies. `error_type` of a failure is one of connection, timeout, rate_limit, authentication, server, client. A
-        value that is negative, not finite or no number is counted in ``stats().invalid`` and left out; the request still counts.
+        Times in seconds, cost in USD. Without `cost` a success counts in ``unpriced_requests_total``; without
+        `response_time` it is left out of the latencies. `error_type` of a failure is one of connection, timeout,
+        rate_limit, authentication, server, client. A value that is negative, not finite or no number is counted in
+        ``stats().invalid`` and left out; the request still counts.
         """
         try:
             self._requests[provider, model, success, error_type, operation, stream](
@@ -82,7 +85,11 @@ class Recorder:
             )
         except Exception:
             self._unusual(
-                (provider, model, success, error_type, operation, stream), response_time, input_tokens, output_tokens, cost
+                (provider, model, success, error_type, operation, stream),
+                response_time,
+                input_tokens,
+                output_tokens,
+                cost,
             )
         if time_to_first_token is not None:
             self._duration("time_to_first_token", time_to_first_token, provider, model, operation)
@@ -96,16 +103,22 @@ class Recorder:
             self._duration("queue_time", queue_time, provider, model, operation)
 
     def counter(self, name: str, **labels: object) -> Counter:
-        """The counter of these labels; the same object each time. A name or label that can't be is logged, and counts nowhere."""
+        """The counter of these labels; the same object each time. A name or label that can't be is logged, and counts
+        nowhere.
+        """
         return self._instrument(Kind.COUNTER, name, labels, self._counters, lambda key: Counter(key, self.invalid))
 
     def gauge(self, name: str, **labels: object) -> Gauge:
         """The gauge of these labels, as for `counter`."""
-        return self._instrument(Kind.GAUGE, name, labels, self._gauges, lambda key: Gauge(key, self.invalid, self._now_ms))
+        return self._instrument(
+            Kind.GAUGE, name, labels, self._gauges, lambda key: Gauge(key, self.invalid, self._now_ms)
+        )
 
     def histogram(self, name: str, **labels: object) -> Histogram:
         """The histogram of these labels, as for `counter`."""
-        return self._instrument(Kind.HISTOGRAM, name, labels, self._histograms, lambda key: Histogram(key, self.invalid))
+        return self._instrument(
+            Kind.HISTOGRAM, name, labels, self._histograms, lambda key: Histogram(key, self.invalid)
+        )
 
     def fold(self) -> Tally:
         """Everything recorded since the last call. One caller at a time."""
@@ -212,7 +225,9 @@ class Recorder:
             key = encode_key(name, text)
         except (FleetmeterError, TypeError) as problem:
             self.invalid.add("instrument")
-            log.error("instrument can't be used; it counts nowhere", every_s=60.0, key=(kind, name), reason=str(problem))
+            log.error(
+                "instrument can't be used; it counts nowhere", every_s=60.0, key=(kind, name), reason=str(problem)
+            )
             return make(b"")
         with self._lock:
             if key not in known:

@@ -1,7 +1,7 @@
 """Requests: one call records everything about a request, as one row of doubles.
 
-A row is packed first and appended in one C call, so that it is recorded whole or not at all, by any number of threads. What the
-rows mean (which metrics they add to) is decided at the window's edge, for all rows of a column at once.
+A row is packed first and appended in one C call, so that it is recorded whole or not at all, by any number of threads.
+What the rows mean (which metrics they add to) is decided at the window's edge, for all rows of a column at once.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""The sender: takes frames from the outbox to JetStream and brings the acknowledgements back. All of the emitter's network I/O."""
+"""The sender: takes frames from the outbox to JetStream and brings the acknowledgements back. All of the emitter's
+network I/O.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from .outbox import Outbox, Sent
 
 log = get_logger(__name__)
 
-#: Frames that wait for an acknowledgement at a time: enough to fill the link, few enough to go out in order after a break.
+#: Frames that wait for an acknowledgement at a time: enough to fill the link, few enough to go out in order after a
+#: break.
 MAX_IN_FLIGHT = 32
 _BACKOFF_S = (0.1, 2.0)
 
@@ -27,7 +30,12 @@ class Sender:
     """Runs in one event loop. `on_settings` hears of the cluster's settings, at connect and when they change."""
 
     def __init__(
-        self, options: BusOptions, subjects: Subjects, outbox: Outbox, clock: Clock, on_settings: Callable[[Settings], None]
+        self,
+        options: BusOptions,
+        subjects: Subjects,
+        outbox: Outbox,
+        clock: Clock,
+        on_settings: Callable[[Settings], None],
     ) -> None:
         self._options = options
         self._subjects = subjects
@@ -74,7 +82,9 @@ class Sender:
         backoff_s = _BACKOFF_S[0]
         while True:
             try:
-                bus = await Bus.connect(self._options, name=f"fleetmeter emitter {self._outbox.node}", on_event=self._heard)
+                bus = await Bus.connect(
+                    self._options, name=f"fleetmeter emitter {self._outbox.node}", on_event=self._heard
+                )
                 await self._subscribe(bus)
                 return bus
             except BusError as problem:
@@ -140,7 +150,12 @@ class Sender:
                 )
                 break
             except BusRefused as problem:
-                log.error("NATS refuses a frame; it is kept and tried again", every_s=30.0, subject=subject, reason=str(problem))
+                log.error(
+                    "NATS refuses a frame; it is kept and tried again",
+                    every_s=30.0,
+                    subject=subject,
+                    reason=str(problem),
+                )
                 backoff_s = _BACKOFF_S[1]
             except BusError as problem:
                 log.warning("frame is not stored yet; it is tried again", every_s=30.0, reason=str(problem))

@@ -140,7 +140,9 @@ class Tally:
         return len(self.counters) + len(self.gauges) + len(self.sketches)
 
     def size(self) -> int:
-        """About how many bytes this takes in memory: for each series its key twice, in a frame and here, and its numbers."""
+        """About how many bytes this takes in memory: for each series its key twice, in a frame and here, and its
+        numbers.
+        """
         keys = sum(map(len, self.counters)) + sum(map(len, self.gauges)) + sum(map(len, self.sketches))
         buckets = sum(len(s.indices) for s in self.sketches.values())
         return 256 + 2 * keys + 200 * self.series + 22 * buckets

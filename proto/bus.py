@@ -1,7 +1,8 @@
 """The bus: all that Fleetmeter asks of NATS JetStream, and the only module that imports nats.
 
-A `Bus` is one connection that reconnects for ever. `publish` returns when a stream has stored the message; `LogReader` delivers a
-stream's messages in order, each once, across reconnects, server kills and a stream that is deleted and made anew.
+A `Bus` is one connection that reconnects for ever. `publish` returns when a stream has stored the message; `LogReader`
+delivers a stream's messages in order, each once, across reconnects, server kills and a stream that is deleted and made
+anew.
 """
 
 from __future__ import annotations
@@ -78,7 +79,9 @@ class Published:
 
 @dataclass(frozen=True, slots=True)
 class LogMessage:
-    """A message as a log has it. `time_ms` is the broker's clock when it was stored; `pending` how many are still to come."""
+    """A message as a log has it. `time_ms` is the broker's clock when it was stored; `pending` how many are still to
+    come.
+    """
 
     subject: str
     data: bytes
@@ -96,8 +99,9 @@ class Bus:
         self._js: JetStreamContext = client.jetstream(timeout=REQUEST_TIMEOUT_S)
         self._on_event = on_event
         self._reconnected: set[Callable[[], None]] = set()
-        # Acks come to one inbox of ours rather than through the client's request(): so that a lost connection ends every wait at
-        # once, and what was in flight goes out again as soon as a server is back instead of after a time-out.
+        # Acks come to one inbox of ours rather than through the client's request(): so that a lost connection ends
+        # every wait at once, and what was in flight goes out again as soon as a server is back instead of after a
+        # time-out.
         self._inbox = client.new_inbox() + "."
         self._next_reply = 0
         self._closing = False
@@ -109,8 +113,8 @@ class Bus:
     ) -> Bus:
         """Connect within ``options.connect_timeout_s``.
 
-        `on_event(event, detail)` hears of `EVENTS` later on. Raises BusUnreachable when no server answers, BusRefused when one
-        answers but does not let us in.
+        `on_event(event, detail)` hears of `EVENTS` later on. Raises BusUnreachable when no server answers, BusRefused
+        when one answers but does not let us in.
         """
         client = Client()
         bus = cls(client, on_event)
@@ -150,7 +154,7 @@ class Bus:
                     user_credentials=options.credentials_file,
                     tls=_tls(options),
                     max_reconnect_attempts=-1,
-                    reconnect_time_wait=_RECONNECT_WAIT_S,
+                    reconnect_time_wait=_RECONNECT_WAIT_S,  # type: ignore[arg-type]  # any number of seconds does
                     connect_timeout=max(1, round(options.connect_timeout_s)),
                     ping_interval=5,
                     max_outstanding_pings=2,
@@ -162,7 +166,9 @@ class Bus:
                 await client.close()
             last = seen[-1] if seen else problem
             if "authorization" in str(last).lower() or "authentication" in str(last).lower():
-                raise BusRefused(f"NATS at {where} refused the connection: {_say(last)}; check nats.user and secrets") from problem
+                raise BusRefused(
+                    f"NATS at {where} refused the connection: {_say(last)}; check nats.user and secrets"
+                ) from problem
             raise BusUnreachable(
                 f"no NATS server answers at {where} within {options.connect_timeout_s:g} s ({_say(last)}); "
                 "start one, or set nats.url"
@@ -201,9 +207,9 @@ class Bus:
     ) -> Published:
         """Store a message; of several with the same `message_id` the stream keeps the first.
 
-        Raises BusUnreachable while there is no connection, StreamMissing when no stream takes the subject, BusRefused when
-        the server says no for good, BusError for anything that may pass. After an error the message may or may not be stored: publish it
-        again under the same id.
+        Raises BusUnreachable while there is no connection, StreamMissing when no stream takes the subject, BusRefused
+        when the server says no for good, BusError for anything that may pass. After an error the message may or may not
+        be stored: publish it again under the same id.
         """
         self._require_connection()
         all_headers = dict(headers or {})
@@ -237,7 +243,9 @@ class Bus:
         except Exception as problem:
             raise _translate(problem, f"sending {len(payload)} bytes to {subject}") from problem
 
-    async def subscribe(self, subject: str, callback: Callable[[str, bytes], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+    async def subscribe(
+        self, subject: str, callback: Callable[[str, bytes], Awaitable[None]]
+    ) -> Callable[[], Awaitable[None]]:
         """Call `callback(subject, payload)` for each message from now on; returns what ends it."""
 
         async def deliver(message: Msg) -> None:
@@ -350,15 +358,19 @@ _HEARTBEAT_S = 1.0
 class LogReader:
     """Reads a stream's messages on `subjects` in order from a sequence on, each exactly once.
 
-    It pulls through an ephemeral consumer that acknowledges nothing. The consumer's own delivery count shows a lost message; then, and after
-    a missed heartbeat, a reconnect or a refusal, a new consumer is made at the next sequence.
+    It pulls through an ephemeral consumer that acknowledges nothing. The consumer's own delivery count shows a lost
+    message; then, and after a missed heartbeat, a reconnect or a refusal, a new consumer is made at the next sequence.
     """
 
-    def __init__(self, bus: Bus, stream: str, subjects: Sequence[str], next_sequence: int, created_ms: int | None = None) -> None:
+    def __init__(
+        self, bus: Bus, stream: str, subjects: Sequence[str], next_sequence: int, created_ms: int | None = None
+    ) -> None:
         self.next_sequence = max(1, next_sequence)
         self.created_ms = created_ms
         #: Messages that the log had dropped before we came to read them.
         self.trimmed = 0
+        #: Messages that the log lost after we had read them.
+        self.lost = 0
         self._bus = bus
         self._stream = stream
         self._subjects = list(subjects)
@@ -411,9 +423,9 @@ class LogReader:
         if self.created_ms not in (None, state.created_ms):
             self.next_sequence = 1  # another stream under the same name: from its beginning
         elif state.last_sequence + 1 < self.next_sequence:
-            raise StreamMissing(
-                f"stream {self._stream} ends at {state.last_sequence}, before {self.next_sequence}, where reading stopped: it lost messages"
-            )
+            # A server that was cut off before it wrote to disk: what it lost has been read here, and goes on counting.
+            self.lost += self.next_sequence - 1 - state.last_sequence
+            self.next_sequence = state.last_sequence + 1
         self.created_ms = state.created_ms
         if state.first_sequence > self.next_sequence:
             self.trimmed += state.first_sequence - self.next_sequence
@@ -456,7 +468,9 @@ class LogReader:
         }
         try:
             await self._bus._client.publish(
-                f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}", json.dumps(request).encode(), reply=self._inbox
+                f"$JS.API.CONSUMER.MSG.NEXT.{self._stream}.{self._consumer}",
+                json.dumps(request).encode(),
+                reply=self._inbox,
             )
         except Exception as problem:
             self._break()
@@ -566,9 +580,13 @@ def hide_userinfo(url: str) -> str:
 
 
 def _tls(options: BusOptions) -> ssl.SSLContext | None:
-    if not (options.tls_ca_file or options.tls_cert_file or any(u.startswith(("tls://", "wss://")) for u in options.urls)):
+    if not (
+        options.tls_ca_file or options.tls_cert_file or any(u.startswith(("tls://", "wss://")) for u in options.urls)
+    ):
         return None
     context = ssl.create_default_context(cafile=options.tls_ca_file)
     if options.tls_cert_file:
-        context.load_cert_chain(Path(options.tls_cert_file), Path(options.tls_key_file) if options.tls_key_file else None)
+        context.load_cert_chain(
+            Path(options.tls_cert_file), Path(options.tls_key_file) if options.tls_key_file else None
+        )
     return context

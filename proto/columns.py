@@ -1,8 +1,9 @@
 """Columns: many series' deltas as a few little-endian arrays, so that they are packed, checked and merged by numpy.
 
-`CounterColumns`, `GaugeColumns` and `SketchColumns` are what frames carry (shapes below; n series, b buckets in all); `pack` and
-`unpack` are the way to and from bytes. Unpacking checks everything that can be checked without knowing the series: lengths,
-ranges, order. A column that passes can be merged without another look.
+`CounterColumns`, `GaugeColumns` and `SketchColumns` are what frames carry (shapes below; n series, b buckets in all);
+`pack` and
+`unpack` are the way to and from bytes. Unpacking checks everything that can be checked without knowing the series:
+lengths, ranges, order. A column that passes can be merged without another look.
 """
 
 from __future__ import annotations
@@ -53,8 +54,10 @@ class GaugeColumns(Columns):
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
 class SketchColumns(Columns):
-    """Distributions. Per series (n): `zero` i64, `whole` i64 + `fraction` u64 (the exact sum), `minimum` and `maximum` f64, and
-    `lengths` u32, its number of buckets. Over all (b = sum of lengths): `indices` i16, ascending within a series, and `counts` u32.
+    """Distributions. Per series (n): `zero` i64, `whole` i64 + `fraction` u64 (the exact sum), `minimum` and `maximum`
+    f64, and
+    `lengths` u32, its number of buckets. Over all (b = sum of lengths): `indices` i16, ascending within a series, and
+    `counts` u32.
     """
 
     zero: I64
@@ -120,7 +123,9 @@ def unpack_counters(raw: Sequence[bytes]) -> CounterColumns:
     whole = array(whole_raw, "<i8", "counters.whole")
     if len(whole):
         _check_increments(whole, "counters.whole", "negative_counter")
-    return CounterColumns(keys=keys, whole=whole, fraction=unpack_fraction(fraction_raw, len(whole), "counters.fraction"))
+    return CounterColumns(
+        keys=keys, whole=whole, fraction=unpack_fraction(fraction_raw, len(whole), "counters.fraction")
+    )
 
 
 def unpack_gauges(raw: Sequence[bytes]) -> GaugeColumns:
@@ -144,7 +149,9 @@ def unpack_sketches(raw: Sequence[bytes]) -> SketchColumns:
     """Checked sketch columns. Raises FrameError (``length``, ``not_finite``, ``range`` or ``sketch``)."""
     if not raw:
         return NO_SKETCHES
-    keys, zero_raw, whole_raw, fraction_raw, min_raw, max_raw, len_raw, index_raw, count_raw = _expect(raw, 9, "sketches")
+    keys, zero_raw, whole_raw, fraction_raw, min_raw, max_raw, len_raw, index_raw, count_raw = _expect(
+        raw, 9, "sketches"
+    )
     zero = array(zero_raw, "<i8", "sketches.zero")
     n = len(zero)
     columns = SketchColumns(
@@ -167,7 +174,8 @@ def _check_sketches(c: SketchColumns) -> None:
     b = int(c.lengths.sum(dtype=np.int64))
     if b != len(c.indices) or b != len(c.counts):
         raise FrameError(
-            "length", f"sketches: lengths add up to {b}, but there are {len(c.indices)} indices and {len(c.counts)} counts"
+            "length",
+            f"sketches: lengths add up to {b}, but there are {len(c.indices)} indices and {len(c.counts)} counts",
         )
     _check_increments(c.whole, "sketches.whole", "sketch")
     if c.zero.min() < 0 or c.zero.max() > exact.MAX_DELTA:
@@ -217,7 +225,9 @@ def _expect(raw: Sequence[bytes], n: int, what: str) -> Sequence[bytes]:
 
 
 def array(raw: bytes, dtype: str, where: str, n: int | None = None) -> npt.NDArray[Any]:
-    """A read-only view of `raw`. Raises FrameError (``length``) unless it holds whole items, exactly `n` of them if given."""
+    """A read-only view of `raw`. Raises FrameError (``length``) unless it holds whole items, exactly `n` of them if
+    given.
+    """
     size = int(dtype[-1])
     if len(raw) % size or (n is not None and len(raw) != n * size):
         expected = f"{n} items of {size}" if n is not None else f"a multiple of {size}"

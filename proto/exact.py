@@ -1,8 +1,9 @@
 """Exact sums: 64.64 fixed point, so that adding is associative and commutative to the last bit.
 
-A float sum depends on the order of its terms, so two replicas, a retry or another split of the same requests over
-nodes would give other bytes. Here every recorded value is first rounded down to a multiple of 2^-64 (5.4e-20) — exact for every
-double that is zero or at least 2^-12 in magnitude, and for all whole numbers — and from then on only integers are added.
+A float sum depends on the order of its terms, so two replicas, a retry or another split of the same requests over nodes
+would give other bytes. Here every recorded value is first rounded down to a multiple of 2^-64 (5.4e-20) — exact for
+every double that is zero or at least 2^-12 in magnitude, and for all whole numbers — and from then on only integers are
+added.
 
 A number is two columns: `whole` (int64, floor of the value) and `fraction` (uint64, in units of 2^-64), value =
 whole + fraction * 2^-64. The range is [-2^63, 2^63). An all-zero fraction column travels as empty.

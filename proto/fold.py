@@ -1,8 +1,9 @@
 """The Fold runner: a deterministic function over a log, kept alive.
 
-A fold is `apply(message)`, `snapshot()` and `restore(bytes)`. The runner reads the log from the newest snapshot on, publishes what the fold
-puts out, in order, and stores a snapshot only when everything before it has been stored by the broker. So killing it at any moment loses
-nothing, and running it twice publishes the same messages under the same ids, of which JetStream keeps the first.
+A fold is `apply(message)`, `snapshot()` and `restore(bytes)`. The runner reads the log from the newest snapshot on,
+publishes what the fold puts out, in order, and stores a snapshot only when everything before it has been stored by the
+broker. So killing it at any moment loses nothing, and running it twice publishes the same messages under the same ids,
+of which JetStream keeps the first.
 
 Aggregator, alerter and gateway are folds; nothing in here knows what they compute.
 """
@@ -87,7 +88,9 @@ def pack_snapshot(version: int, position: LogPosition, state: bytes) -> bytes:
 def unpack_snapshot(data: bytes, version: int) -> tuple[LogPosition, bytes]:
     """Position and state. Raises SnapshotError when it is corrupt or of another version."""
     if data[:4] != _SNAPSHOT_MAGIC or len(data) < 8:
-        raise SnapshotError(f"{len(data)} bytes that start with {data[:4]!r} are no snapshot; expected {_SNAPSHOT_MAGIC!r}")
+        raise SnapshotError(
+            f"{len(data)} bytes that start with {data[:4]!r} are no snapshot; expected {_SNAPSHOT_MAGIC!r}"
+        )
     if zlib.crc32(data[8:]) != int.from_bytes(data[4:8], "little"):
         raise SnapshotError(f"the checksum of a snapshot of {len(data)} bytes is wrong")
     try:
@@ -103,9 +106,10 @@ def unpack_snapshot(data: bytes, version: int) -> tuple[LogPosition, bytes]:
 class FoldRunner:
     """Runs `fold` over the stream `source`.
 
-    `streams` are created when they are missing. `newest_output` tells the order of the newest output that the broker is known to have, so
-    that what was published before a restart is not published again (JetStream's own dedup forgets after two minutes); it is
-    asked only while the fold reads messages older than `stale_s` seconds. `on_position` hears of each batch applied.
+    `streams` are created when they are missing. `newest_output` tells the order of the newest output that the broker is
+    known to have, so that what was published before a restart is not published again (JetStream's own dedup forgets
+    after two minutes); it is asked only while the fold reads messages older than `stale_s` seconds. `on_position` hears
+    of each batch applied.
     """
 
     bus: Bus
@@ -126,6 +130,8 @@ class FoldRunner:
     caught_up: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     #: Messages of the log that were gone before they were read; they are missing from the results.
     trimmed: int = field(default=0, init=False)
+    #: Messages that the log lost after they were read; they are in the results.
+    lost: int = field(default=0, init=False)
     snapshots_stored: int = field(default=0, init=False)
 
     async def run(self) -> None:
@@ -144,7 +150,9 @@ class FoldRunner:
         await self._outbox.join()
 
     async def _read_all(self) -> None:
-        reader = LogReader(self.bus, self.source, self.subjects, self.position.sequence + 1, self.position.created_ms or None)
+        reader = LogReader(
+            self.bus, self.source, self.subjects, self.position.sequence + 1, self.position.created_ms or None
+        )
         snapshot_at = self.clock.monotonic() + self.snapshot_interval_s
         applied = 0
         try:
@@ -152,18 +160,23 @@ class FoldRunner:
                 try:
                     batch = await reader.batch(0.5)
                 except StreamMissing as problem:
-                    log.warning("log is gone; making it anew and going on from the state in memory", reason=str(problem))
+                    log.warning(
+                        "log is gone; making it anew and going on from the state in memory", reason=str(problem)
+                    )
                     await self._retry("creating streams", self._ensure_streams)
-                    if reader.created_ms is not None and "lost messages" in str(problem):
-                        reader.created_ms = -1  # the log that we knew is not the one that is there
                     continue
                 except BusError as problem:
                     log.warning("log can't be read now", every_s=10.0, reason=str(problem))
                     await asyncio.sleep(0.25)
                     continue
                 if reader.trimmed > self.trimmed:
-                    log.error("log was trimmed before it was read", messages=reader.trimmed - self.trimmed, fold=self.name)
+                    log.error(
+                        "log was trimmed before it was read", messages=reader.trimmed - self.trimmed, fold=self.name
+                    )
                     self.trimmed = reader.trimmed
+                if reader.lost > self.lost:
+                    log.error("log lost messages that were read", messages=reader.lost - self.lost, fold=self.name)
+                    self.lost = reader.lost
                 await self._apply(batch, reader.created_ms or 0)
                 applied += len(batch)
                 if not batch or batch[-1].pending == 0:
@@ -183,7 +196,8 @@ class FoldRunner:
             try:
                 outputs = self.fold.apply(message, position)
             except Exception:
-                # A fold does not raise for a message's content; if one does, skipping it beats dying on it again and again.
+                # A fold does not raise for a message's content; if one does, skipping it beats dying on it again and
+                # again.
                 log.error("fold failed on a message", fold=self.name, sequence=message.sequence, exc_info=True)
                 outputs = ()
             self.position = position
@@ -215,7 +229,8 @@ class FoldRunner:
         backoff_s = 0.05
         while waiting:
             results = await asyncio.gather(
-                *(self.bus.publish(p.subject, p.payload, message_id=p.message_id) for p in waiting), return_exceptions=True
+                *(self.bus.publish(p.subject, p.payload, message_id=p.message_id) for p in waiting),
+                return_exceptions=True,
             )
             failed: list[Publication] = []
             for publication, result in zip(waiting, results, strict=True):
@@ -289,4 +304,6 @@ class FoldRunner:
             for old in (await self._snapshot_names())[KEEP_SNAPSHOTS:]:
                 await self.bus.delete_object(self.bucket, old)
         except BusError as problem:
-            log.warning("snapshot is not stored; the next one will be", every_s=10.0, fold=self.name, reason=str(problem))
+            log.warning(
+                "snapshot is not stored; the next one will be", every_s=10.0, fold=self.name, reason=str(problem)
+            )

@@ -1,12 +1,14 @@
 """The sketch: a histogram with exponential buckets of fixed scale, from which any quantile is read with a known error.
 
-Guarantee: for every quantile the answer is within `RELATIVE_ERROR` (1.09 %) of the exact one, relative; count, sum, min and max are
-exact. Cost: one int64 per used bucket, 32 buckets per doubling. Merging is integer addition, so it is associative, commutative and
-bit-for-bit repeatable.
+Guarantee: for every quantile the answer is within `RELATIVE_ERROR` (1.09 %) of the exact one, relative; count, sum, min
+and max are exact. Cost: one int64 per used bucket, 32 buckets per doubling. Merging is integer addition, so it is
+associative, commutative and bit-for-bit repeatable.
 
-It is OpenTelemetry's base-2 exponential histogram at scale 5 (opentelemetry-proto, metrics.proto, ExponentialHistogram): bucket
-`index` covers ``(2^(index/32), 2^((index+1)/32)]``. A Prometheus native histogram of schema 5 calls the same bucket ``index + 1``,
-by its upper bound. All normal doubles have indices in int16; zero and subnormal values go to the zero bucket.
+It is OpenTelemetry's base-2 exponential histogram at scale 5 (opentelemetry-proto, metrics.proto,
+ExponentialHistogram): bucket
+`index` covers ``(2^(index/32), 2^((index+1)/32)]``. A Prometheus native histogram of schema 5 calls the same bucket
+``index + 1``, by its upper bound. All normal doubles have indices in int16; zero and subnormal values go to the zero
+bucket.
 """
 
 from __future__ import annotations
@@ -23,17 +25,17 @@ from .exact import F64, I64, ONE
 SCALE = 5
 PER_OCTAVE = 1 << SCALE
 GROWTH = 2.0 ** (1 / PER_OCTAVE)
-#: The harmonic midpoint 2·l·u/(l+u) of a bucket (l, u] is off by at most (g-1)/(g+1) = 1.083 % from any value in it; rounding
-#: of the bounds adds less than 1e-15.
+#: The harmonic midpoint 2·l·u/(l+u) of a bucket (l, u] is off by at most (g-1)/(g+1) = 1.083 % from any value in it;
+#: rounding of the bounds adds less than 1e-15.
 RELATIVE_ERROR = (GROWTH - 1) / (GROWTH + 1) + 1e-12
 
 MIN_INDEX = -1022 * PER_OCTAVE - 1  # holds 2^-1022 itself, the smallest normal double
 MAX_INDEX = 1024 * PER_OCTAVE - 1
 SMALLEST_NORMAL = 2.0**-1022
 
-# A double's exponent picks the octave; its top eight mantissa bits pick one of 256 slots, each of which holds at most one
-# bucket bound (bounds are at least 2.19 % apart, slots 0.39 %); one comparison of mantissas settles it. Integers only: the
-# same bits give the same bucket on any machine, which log() does not promise.
+# A double's exponent picks the octave; its top eight mantissa bits pick one of 256 slots, each of which holds at most
+# one bucket bound (bounds are at least 2.19 % apart, slots 0.39 %); one comparison of mantissas settles it. Integers
+# only: the same bits give the same bucket on any machine, which log() does not promise.
 _MANTISSA_BITS = 52
 _MANTISSA = np.uint64((1 << _MANTISSA_BITS) - 1)
 _SLOT_SHIFT = np.uint64(_MANTISSA_BITS - 8)
@@ -42,8 +44,11 @@ _BOUNDS = np.array(
     [int(math.ldexp(2.0 ** (k / PER_OCTAVE) - 1.0, _MANTISSA_BITS)) for k in range(PER_OCTAVE)] + [1 << _MANTISSA_BITS],
     dtype=np.uint64,
 )
-#: For each slot: how many bounds lie strictly below its first mantissa, less one (-1: the first mantissa is an exact power of two).
-_SLOT_BASE = (np.searchsorted(_BOUNDS, np.arange(256, dtype=np.uint64) << _SLOT_SHIFT, side="left") - 1).astype(np.int64)
+#: For each slot: how many bounds lie strictly below its first mantissa, less one (-1: the first mantissa is an exact
+#: power of two).
+_SLOT_BASE = (np.searchsorted(_BOUNDS, np.arange(256, dtype=np.uint64) << _SLOT_SHIFT, side="left") - 1).astype(
+    np.int64
+)
 
 
 def index_of(values: F64) -> I64:
@@ -62,7 +67,7 @@ def index_of(values: F64) -> I64:
 def upper_bound(index: int) -> float:
     """Inclusive upper bound of a bucket; exact when `index + 1` is a multiple of 32, infinity for the last bucket."""
     octave, step = divmod(index + 1, PER_OCTAVE)
-    return math.inf if octave > 1023 else math.ldexp(2.0 ** (step / PER_OCTAVE), octave)
+    return math.inf if octave > 1023 else math.ldexp(float(2.0 ** (step / PER_OCTAVE)), octave)
 
 
 def lower_bound(index: int) -> float:
@@ -78,7 +83,9 @@ def midpoint(index: int) -> float:
 
 @dataclass(slots=True)
 class Sketch:
-    """One series' distribution. `units` is the exact sum in units of 2^-64 (see `exact`); `buckets` maps index to count."""
+    """One series' distribution. `units` is the exact sum in units of 2^-64 (see `exact`); `buckets` maps index to
+    count.
+    """
 
     count: int = 0
     units: int = 0
@@ -157,6 +164,8 @@ def quantile(
 
 
 def rank_of(q: float, count: int) -> int:
-    """``ceil(q * count)`` without the float's error: 0.95 of 20 is the 19th, though 0.95 * 20 > 19 in doubles elsewhere."""
+    """``ceil(q * count)`` without the float's error: 0.95 of 20 is the 19th, though 0.95 * 20 > 19 in doubles
+    elsewhere.
+    """
     scaled = round(q * 10**9) * count
     return -(-scaled // 10**9)

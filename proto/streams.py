@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 from .bus import Bus, BusOptions, StreamSpec
@@ -12,7 +13,9 @@ from .wire import Settings, decode, encode
 
 
 def bus_options(config: Config) -> BusOptions:
-    """How `config.nats` says to connect. Secrets are revealed here, and nowhere else. Raises ConfigError for a secret's file."""
+    """How `config.nats` says to connect. Secrets are revealed here, and nowhere else. Raises ConfigError for a secret's
+    file.
+    """
     nats = config.nats
     return BusOptions(
         urls=nats.url,
@@ -32,7 +35,9 @@ def _reveal(secret: Secret | None, file: str | None) -> str | None:
         try:
             return Path(file).read_text(encoding="utf-8").strip()
         except (OSError, UnicodeError) as problem:
-            raise ConfigError(f"secret file {file} can't be read: {problem}; make it readable, or unset it") from problem
+            raise ConfigError(
+                f"secret file {file} can't be read: {problem}; make it readable, or unset it"
+            ) from problem
     return secret.reveal() if secret is not None else None
 
 
@@ -84,17 +89,14 @@ async def read_settings(bus: Bus, subjects: Subjects) -> Settings | None:
 
 
 async def settle_settings(bus: Bus, subjects: Subjects, wanted: Settings) -> Settings:
-    """The cluster's settings, published as `wanted` if it had none: of several parts that start at once, the first decides.
+    """The cluster's settings, published as `wanted` if it had none: of several parts that start at once, the first
+    decides.
 
     Raises BusError.
     """
     current = await read_settings(bus, subjects)
     if current is not None:
         return current
-    try:
-        await bus.publish(
-            subjects.settings, encode(wanted), headers={"Nats-Expected-Last-Subject-Sequence": "0"}
-        )
-    except BusRefused:
-        pass  # another part was faster
+    with contextlib.suppress(BusRefused):  # another part was faster
+        await bus.publish(subjects.settings, encode(wanted), headers={"Nats-Expected-Last-Subject-Sequence": "0"})
     return await read_settings(bus, subjects) or wanted

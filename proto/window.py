@@ -1,13 +1,14 @@
 """What a sealed window says of a metric: the columns of a `Part`, and a reader's view of them, row by row.
 
-Per series (n): counters have the window's increment and the running total at publication; gauges have the aggregates over nodes;
-sketches are as in frames, with int64 bucket counts.
+Per series (n): counters have the window's increment and the running total at publication; gauges have the aggregates
+over nodes; sketches are as in frames, with int64 bucket counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +23,9 @@ from .wire import Part
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowCounters:
-    """`whole`/`fraction`: increments of the window (n); `total_whole`/`total_fraction`: all increments ever, at publication (n)."""
+    """`whole`/`fraction`: increments of the window (n); `total_whole`/`total_fraction`: all increments ever, at
+    publication (n).
+    """
 
     keys: list[bytes]
     whole: I64
@@ -42,7 +45,9 @@ class WindowCounters:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowGauges:
-    """Over the nodes that reported in the window: exact sum, min, max, the value set last (`last`, at `last_ms`), and how many nodes."""
+    """Over the nodes that reported in the window: exact sum, min, max, the value set last (`last`, at `last_ms`), and
+    how many nodes.
+    """
 
     keys: list[bytes]
     whole: I64
@@ -146,7 +151,9 @@ def window_gauges(part: Part) -> WindowGauges:
 
 def window_sketches(part: Part) -> WindowSketches:
     """A part's sketches. Raises FrameError when the part has none or its columns do not fit together."""
-    keys, zero, whole, fraction, minimum, maximum, lengths_raw, indices, counts = _columns(part, part.sketches, 9, "sketches")
+    keys, zero, whole, fraction, minimum, maximum, lengths_raw, indices, counts = _columns(
+        part, part.sketches, 9, "sketches"
+    )
     n = len(keys)
     lengths = array(lengths_raw, "<u4", "sketches.lengths", n)
     b = int(lengths.sum(dtype=np.int64))
@@ -163,7 +170,8 @@ def window_sketches(part: Part) -> WindowSketches:
     )
 
 
-def _columns(part: Part, raw: Sequence[bytes], n: int, what: str) -> tuple[list[bytes], *tuple[bytes, ...]]:
+def _columns(part: Part, raw: Sequence[bytes], n: int, what: str) -> Any:
+    """The list of keys, and the n - 1 raw columns after it."""
     if len(raw) != n:
         raise FrameError("length", f"part of {part.metric} has {len(raw)} columns of {what}, expected {n}")
     return (split_keys(raw[0]), *raw[1:])

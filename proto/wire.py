@@ -1,8 +1,8 @@
 """Every message that crosses the bus, and its bytes.
 
-A message is an envelope of four bytes, ``F M <version> <encoding>``, and a msgpack body (array-like structs: fields by position; new
-ones are only ever appended, with a default). `PROTOCOL.md` describes the same for writers in other languages, with test vectors.
-Times are ms since the Unix epoch; window spans are half-open ``[start_ms, end_ms)``.
+A message is an envelope of four bytes, ``F M <version> <encoding>``, and a msgpack body (array-like structs: fields by
+position; new ones are only ever appended, with a default). `PROTOCOL.md` describes the same for writers in other
+languages, with test vectors. Times are ms since the Unix epoch; window spans are half-open ``[start_ms, end_ms)``.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _HEADER = MAGIC + bytes([VERSION, PLAIN])
 #: Largest message that is sent, bytes: NATS' default limit is 1 MiB for payload and headers.
 MAX_PAYLOAD = 1_000_000
 
-#: Header with the sender's wall clock (ms) at this very transmission. The frame's own `sent_ms` is the same in every retry, so
-#: only this tells a wrong clock from a long wait in the queue.
+#: Header with the sender's wall clock (ms) at this very transmission. The frame's own `sent_ms` is the same in every
+#: retry, so only this tells a wrong clock from a long wait in the queue.
 SENT_HEADER = "Fm-Sent"
 
 
@@ -59,10 +59,11 @@ class FrameWire(msgspec.Struct, array_like=True, frozen=True):
 class Frame:
     """What one node has counted in one span, for one partition.
 
-    `incarnation` is new for each process start and grows with its start time; `sequence` counts 1, 2, 3… without a gap per incarnation
-    and partition. The span is one window, or several when a node's queue was full and frames were merged; what it holds
-    counts in the window that `window_start` gives. Its arrival is the promise that nothing more comes from this incarnation and
-    partition for times before `end_ms` (but for MORE). `sent_ms` is the node's wall clock when the frame was first sent.
+    `incarnation` is new for each process start and grows with its start time; `sequence` counts 1, 2, 3… without a gap
+    per incarnation and partition. The span is one window, or several when a node's queue was full and frames were
+    merged; what it holds counts in the window that `window_start` gives. Its arrival is the promise that nothing more
+    comes from this incarnation and partition for times before `end_ms` (but for MORE). `sent_ms` is the node's wall
+    clock when the frame was first sent.
     """
 
     kind: FrameKind
@@ -114,7 +115,9 @@ class Resend(msgspec.Struct, array_like=True, frozen=True):
 
 
 class LogPosition(msgspec.Struct, array_like=True, frozen=True, order=True):
-    """A place in a log: when its stream was created (ms), and the sequence in it. A stream made anew starts again at 1, later."""
+    """A place in a log: when its stream was created (ms), and the sequence in it. A stream made anew starts again at 1,
+    later.
+    """
 
     created_ms: int = 0
     sequence: int = 0
@@ -123,10 +126,12 @@ class LogPosition(msgspec.Struct, array_like=True, frozen=True, order=True):
 class Part(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     """One metric's series of one window and partition, merged over all nodes.
 
-    Exactly one of `counters`, `gauges`, `sketches` is non-empty; see `window` for their columns. `position` is the message of the
-    DELTAS log that caused the publication: of two parts with the same metric, resolution and partition the one with the greater
-    ``(position, start_ms, piece)`` is newer, and one that is not newer than the last applied is a repetition. `resolution_ms` 0 marks the totals
-    of a frame that came after its window was closed for good: they count in totals only.
+    Exactly one of `counters`, `gauges`, `sketches` is non-empty; see `window` for their columns. `position` is the
+    message of the DELTAS log that caused the publication: of two parts with the same metric, resolution and partition
+    the one with the greater
+    ``(position, start_ms, piece)`` is newer, and one that is not newer than the last applied is a repetition.
+    `resolution_ms` 0 marks the totals of a frame that came after its window was closed for good: they count in totals
+    only.
     """
 
     metric: str
@@ -167,7 +172,8 @@ class Sealed(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     position: LogPosition
     #: Broker time of the message that sealed it.
     sealed_ms: int
-    #: "watermark": every live node has passed the end. "deadline": some had not in time; `missing` names up to 32 of them. "late": a revision.
+    #: "watermark": every live node has passed the end. "deadline": some had not in time; `missing` names up to 32 of
+    #: them. "late": a revision.
     cause: str
     nodes_expected: int
     nodes_heard: int
@@ -188,7 +194,9 @@ def encode(message: FrameWire | Settings | Tick | Resend | Part | Sealed) -> byt
 
 
 def decode(kind: type[T], payload: bytes) -> T:
-    """The message in `payload`. Raises FrameError (``truncated``, ``magic``, ``version``, ``encoding`` or ``malformed``)."""
+    """The message in `payload`. Raises FrameError (``truncated``, ``magic``, ``version``, ``encoding`` or
+    ``malformed``).
+    """
     if payload[:4] != _HEADER:
         _refuse_header(payload)
     decoder = _decoders.get(kind)
