@@ -15,10 +15,10 @@ from typing import TypeVar
 from ..proto.bus import Bus
 from ..proto.clock import Clock, SystemClock
 from ..proto.config import Config, parse_partitions
-from ..proto.errors import BusError, BusUnreachable, FrameError
+from ..proto.errors import BusError, FrameError
 from ..proto.fold import FoldRunner
 from ..proto.logs import get_logger
-from ..proto.streams import bus_options, settings_of, settle_settings, stream_specs
+from ..proto.streams import connect, settings_of, settle_settings, stream_specs
 from ..proto.subjects import Subjects
 from ..proto.wire import LogPosition, Resend, Sealed, Settings, Tick, decode, encode
 from .fold import AggregatorFold
@@ -58,23 +58,6 @@ async def run(config: Config, *, on_ready: Callable[[], None] | None = None, clo
             )
             if on_ready is not None:
                 on_ready()
-
-
-async def connect(config: Config, part: str) -> Bus:
-    """A connection, waited for as long as it takes. Raises BusRefused."""
-
-    def heard(event: str, detail: str) -> None:
-        if event == "error":
-            log.warning("NATS connection", every_s=30.0, key=detail, reason=detail)
-        elif event in ("disconnected", "reconnected"):
-            log.info(f"NATS {event}")
-
-    while True:
-        try:
-            return await Bus.connect(bus_options(config), name=f"fleetmeter {part}", on_event=heard)
-        except BusUnreachable as problem:
-            log.warning("NATS is not reachable; trying again", every_s=10.0, reason=str(problem))
-            await asyncio.sleep(0.25)
 
 
 async def _until_done(doing: str, attempt: Callable[[], Awaitable[T]]) -> T:

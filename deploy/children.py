@@ -22,9 +22,9 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 def die_with(parent_pid: int) -> None:
     """For `preexec_fn`: the kernel kills this process when the thread that started it ends, however it ends.
 
-    Chosen over a watchdog process because it needs no cooperation of the child (the NATS server is not ours) and no process that could be killed
-    itself. SIGKILL, because SIGTERM can hang; a flush is lost, which is what the design promises for a kill -9. Linux only; elsewhere children
-    stop only when they are told to.
+    Chosen over a watchdog process because it needs no cooperation of the child (the NATS server is not ours) and no
+    process that could be killed itself. SIGKILL, because SIGTERM can hang; a flush is lost, which is what the design
+    promises for a kill -9. Linux only; elsewhere children stop only when they are told to.
     """
     if _libc is not None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -35,7 +35,8 @@ def die_with(parent_pid: int) -> None:
 async def spawn(
     argv: Sequence[str], env: Mapping[str, str], *, stdin: int = asyncio.subprocess.DEVNULL
 ) -> asyncio.subprocess.Process:
-    """Start a child with its outputs piped, in a session of its own: Ctrl-C on the terminal reaches us alone. Raises OSError.
+    """Start a child with its outputs piped, in a session of its own: Ctrl-C on the terminal reaches us alone. Raises
+    OSError.
 
     Call it in the main thread, for a child dies with the thread that started it.
     """
@@ -91,6 +92,8 @@ def describe_exit(returncode: int) -> str:
 
 
 def environment(changes: Mapping[str, str], base: Mapping[str, str]) -> dict[str, str]:
-    """`base` with `changes`. A variable of ours that `base` has in another case is replaced: a name set twice is a mistake."""
+    """`base` with `changes`. A variable of ours that `base` has in another case is replaced: a name set twice is a
+    mistake.
+    """
     ours = {name.upper() for name in changes}
     return {name: value for name, value in base.items() if name.upper() not in ours} | dict(changes)

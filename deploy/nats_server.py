@@ -4,7 +4,9 @@ loopback.
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -13,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..proto.errors import BusUnreachable
+from . import children
 
 #: How long a server may take to open its port, seconds. It needs about 0.1; a recovering store more.
 START_TIMEOUT_S = 30.0
@@ -38,6 +41,10 @@ class NatsServer:
     store_dir: Path
     port: int = 0
     host: str = "127.0.0.1"
+    #: Let the kernel kill the server when the thread that starts it ends, however that comes (Linux).
+    die_with_parent: bool = False
+    #: Further arguments, such as ``--config FILE``.
+    extra: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     @property
@@ -51,6 +58,7 @@ class NatsServer:
         return [
             str(find_binary()), "--jetstream", "--store_dir", str(self.store_dir),
             "--addr", self.host, "--port", str(self.port or -1), "--ports_file_dir", str(self.store_dir),
+            *self.extra,
         ]  # fmt: skip
 
     def start(self) -> None:
@@ -70,6 +78,7 @@ class NatsServer:
                 # Ctrl-C in a terminal reaches the whole foreground group; the server must outlive the parts that flush
                 # to it.
                 start_new_session=True,
+                preexec_fn=functools.partial(children.die_with, os.getpid()) if self.die_with_parent else None,
             )
         ports = self.store_dir / f"nats-server_{self.process.pid}.ports"
         deadline = time.monotonic() + START_TIMEOUT_S

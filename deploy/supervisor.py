@@ -1,6 +1,7 @@
 """The one-machine supervisor: starts parts, restarts those that die, stops all in order.
 
-It knows nothing of what the parts do. What it has to say, and each line that a part writes to standard error, goes to one callback.
+It knows nothing of what the parts do. What it has to say, and each line that a part writes to standard error, goes to
+one callback.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..proto.errors import FleetmeterError
 from . import children
@@ -36,7 +38,9 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How long to wait before a restart, seconds: `first_s`, doubled each time up to `max_s`, reset after `healthy_s` of life."""
+    """How long to wait before a restart, seconds: `first_s`, doubled each time up to `max_s`, reset after `healthy_s`
+    of life.
+    """
 
     first_s: float = 0.5
     max_s: float = 30.0
@@ -57,7 +61,7 @@ class Supervisor:
         self,
         say: Callable[[str, str], None],
         *,
-        backoff: Backoff = Backoff(),  # noqa: B008  (frozen)
+        backoff: Backoff = Backoff(),
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._say = say
@@ -76,14 +80,13 @@ class Supervisor:
         self._groups.append(group)
         for keeper in group:
             keeper.task = asyncio.create_task(keeper.run(), name=f"keeper of {keeper.part.name}")
-        ready = asyncio.gather(*(asyncio.shield(keeper.ready) for keeper in group))
-        await asyncio.wait([ready, self.failure], return_when=asyncio.FIRST_COMPLETED)
-        if self.failure.done():
-            ready.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await ready
-            self.raise_failure()
-        return list(await ready)
+        waiting = {keeper.ready for keeper in group}
+        while waiting and not self.failure.done():
+            either: list[asyncio.Future[Any]] = [*waiting, self.failure]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            waiting = {ready for ready in waiting if not ready.done()}
+        self.raise_failure()
+        return [keeper.ready.result() for keeper in group]
 
     def raise_failure(self) -> None:
         """Raise PartFailed when a part can't be kept alive."""
@@ -115,7 +118,9 @@ class PartFailed(FleetmeterError):
     """A part that can't be kept alive. `exit_code` is what the command should end with."""
 
     def __init__(self, name: str, returncode: int) -> None:
-        super().__init__(f"{name} {children.describe_exit(returncode)} and can't be kept running; its last words are above")
+        super().__init__(
+            f"{name} {children.describe_exit(returncode)} and can't be kept running; its last words are above"
+        )
         self.exit_code = returncode if returncode in HOPELESS else 1
 
 

@@ -81,6 +81,7 @@ class Emitter:
         self._tasks: list[asyncio.Task[None]] = []
         self._thread: threading.Thread | None = None
         self._sigterm: Any = None
+        self._flushing: asyncio.Task[None] | None = None
         with self._cut_lock:
             self._greet()
 
@@ -312,4 +313,8 @@ class Emitter:
                 await self.close(5.0)
                 die()
 
-            loop.call_soon_threadsafe(lambda: self._tasks.append(loop.create_task(flush(), name="fleetmeter flush")))
+            def begin() -> None:
+                # Not one of `_tasks`: `close` cancels those, and would cancel itself.
+                self._flushing = loop.create_task(flush(), name="fleetmeter flush")
+
+            loop.call_soon_threadsafe(begin)

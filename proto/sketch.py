@@ -24,7 +24,7 @@ from .exact import F64, I64, ONE
 
 SCALE = 5
 PER_OCTAVE = 1 << SCALE
-GROWTH = 2.0 ** (1 / PER_OCTAVE)
+GROWTH: float = 2.0 ** (1 / PER_OCTAVE)
 #: The harmonic midpoint 2·l·u/(l+u) of a bucket (l, u] is off by at most (g-1)/(g+1) = 1.083 % from any value in it;
 #: rounding of the bounds adds less than 1e-15.
 RELATIVE_ERROR = (GROWTH - 1) / (GROWTH + 1) + 1e-12

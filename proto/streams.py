@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from pathlib import Path
 
 from .bus import Bus, BusOptions, StreamSpec
 from .config import Config, Secret
-from .errors import BusRefused, ConfigError, FrameError
+from .errors import BusRefused, BusUnreachable, ConfigError, FrameError
+from .logs import get_logger
 from .subjects import Subjects
 from .wire import Settings, decode, encode
+
+log = get_logger(__name__)
 
 
 def bus_options(config: Config) -> BusOptions:
@@ -28,6 +32,23 @@ def bus_options(config: Config) -> BusOptions:
         tls_key_file=nats.tls_key_file,
         connect_timeout_s=nats.connect_timeout_ms / 1000,
     )
+
+
+async def connect(config: Config, part: str) -> Bus:
+    """A connection, waited for as long as it takes. Raises BusRefused."""
+
+    def heard(event: str, detail: str) -> None:
+        if event == "error":
+            log.warning("NATS connection", every_s=30.0, key=detail, reason=detail)
+        elif event in ("disconnected", "reconnected"):
+            log.info(f"NATS {event}")
+
+    while True:
+        try:
+            return await Bus.connect(bus_options(config), name=f"fleetmeter {part}", on_event=heard)
+        except BusUnreachable as problem:
+            log.warning("NATS is not reachable; trying again", every_s=10.0, reason=str(problem))
+            await asyncio.sleep(0.25)
 
 
 def _reveal(secret: Secret | None, file: str | None) -> str | None:

@@ -181,6 +181,8 @@ class Sealed(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
     gaps: int
     metrics: list[str]
     ledger: Ledger
+    #: How long after its end a window may still be revised: how long a reader has to keep it.
+    lateness_ms: int = 60_000
 
 
 T = TypeVar("T")

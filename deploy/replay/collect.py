@@ -30,7 +30,8 @@ _Newest = dict[tuple[str, int, int], tuple[LogPosition, int]]
 class Collector:
     """Takes messages of the WINDOWS log in order. Of a window's revisions the last counts; repetitions are skipped.
 
-    `first_ms` and `end_ms` bound the windows of the replay; with `only_span` others are left out, because a cluster that is in use has them.
+    `first_ms` and `end_ms` bound the windows of the replay; with `only_span` others are left out, because a cluster
+    that is in use has them.
     """
 
     interval_ms: int
@@ -43,6 +44,7 @@ class Collector:
     _late: list[Part] = field(default_factory=list, init=False)
     _sealed: dict[int, set[int]] = field(default_factory=dict, init=False)
     _sealed_end: dict[int, int] = field(default_factory=dict, init=False)
+    _lacking: set[tuple[int, int]] = field(default_factory=set, init=False)
 
     def take(self, message: LogMessage) -> None:
         """Raises FrameError when a part can't be read."""
@@ -52,6 +54,8 @@ class Collector:
             if sealed.resolution_ms == self.interval_ms and self._inside(sealed.start_ms):
                 self._sealed.setdefault(sealed.start_ms, set()).add(sealed.partition)
                 self._sealed_end[sealed.partition] = max(self._sealed_end.get(sealed.partition, 0), sealed.end_ms)
+                lacks = sealed.nodes_heard < sealed.nodes_expected
+                (self._lacking.add if lacks else self._lacking.discard)((sealed.start_ms, sealed.partition))
         elif metric in METRICS:
             part = decode(Part, message.data)
             if part.resolution_ms in (0, self.interval_ms) and self._inside(part.start_ms) and self._is_new(part):
@@ -71,6 +75,11 @@ class Collector:
     def complete(self) -> bool:
         """Whether the replay's last window is sealed."""
         return self.sealed_ms >= self.end_ms
+
+    @property
+    def corrected(self) -> bool:
+        """Whether no window lacks a node; one that was sealed without a late node is published again with it."""
+        return not self._lacking
 
     def result(self) -> Result:
         """What all windows say. Raises FrameError when a part's columns do not fit together."""

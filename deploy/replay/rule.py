@@ -1,13 +1,14 @@
 """The rule that completes a trace: from a request's row number, its tokens and a seed, all that a trace does not say.
 
-It is a pure function of these and of nothing else, so the totals that a cluster must show can be computed from the file alone, and any
-number of nodes plays the same requests: only who plays a request depends on it (``row % nodes``).
+It is a pure function of these and of nothing else, so the totals that a cluster must show can be computed from the file
+alone, and any number of nodes plays the same requests: only who plays a request depends on it (``row % nodes``).
 
-Randomness is SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014) used as a counter:
+Randomness is SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014) used as a
+counter:
 
-    mix(x)               = x ^= x >> 30; x *= 0xBF58476D1CE4E5B9; x ^= x >> 27; x *= 0x94D049BB133111EB; x ^= x >> 31   (mod 2^64)
-    bits(seed, row, k)   = mix(mix(mix(seed + G) + G * (row + 1)) + G * (k + 1))        G = 0x9E3779B97F4A7C15
-    u(seed, row, k)      = (bits >> 11) / 2^53, in [0, 1)
+    mix(x)               = x ^= x >> 30; x *= 0xBF58476D1CE4E5B9; x ^= x >> 27; x *= 0x94D049BB133111EB; x ^= x >> 31
+    (mod 2^64) bits(seed, row, k)   = mix(mix(mix(seed + G) + G * (row + 1)) + G * (k + 1))        G =
+    0x9E3779B97F4A7C15 u(seed, row, k)      = (bits >> 11) / 2^53, in [0, 1)
 
 and the draws of a row are, by `k`:
 
@@ -22,17 +23,19 @@ Then, in seconds, with the model's `start_s` and `token_s`:
     whole answer  = first token + token_s * output tokens * exp(0.1 z)
     a failure     = its type's `seconds`, times exp(0.3 z)
 
-rounded to whole microseconds, as a clock would, so that the last bit of a machine's exp() does not show. A failure counts its tokens and its
-cost as well, as providers bill them, so that totals of tokens are the sums over the file. Cost is in whole nano-dollars:
-``input tokens * input_nusd + output tokens * output_nusd``.
+rounded to whole microseconds, as a clock would, so that the last bit of a machine's exp() does not show. A failure
+counts its tokens and its cost as well, as providers bill them, so that totals of tokens are the sums over the file.
+Cost is in whole nano-dollars: ``input tokens * input_nusd + output tokens * output_nusd``.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from ...proto.exact import F64, I64, U64
 from .trace import Trace
@@ -85,21 +88,34 @@ _M1 = np.uint64(0xBF58_476D_1CE4_E5B9)
 _M2 = np.uint64(0x94D0_49BB_1331_11EB)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Requests:
-    """What the rule says of n requests, in columns.
+class Columns(NamedTuple):
+    """What the rule says of n requests; `model`, `operation` and `failure` are indices, `failure` -1 for a success.
 
-    `model` and `operation` index `MODELS` and `OPERATIONS`; `failure` indexes `ERRORS`, and is -1 for a success. Times in seconds;
-    `first_token` is NaN where it is not recorded: for what was not streamed, and for failures. Cost in 10^-9 USD.
+    Times in seconds; `first_token` is NaN where none is recorded: of what was not streamed, and of failures.
     """
 
     model: I64
     operation: I64
-    stream: np.ndarray[tuple[int], np.dtype[np.bool_]]
+    stream: npt.NDArray[np.bool_]
     failure: I64
     latency: F64
     first_token: F64
     cost_nusd: I64
+
+
+class Request(NamedTuple):
+    """One request, complete: time (ms since the epoch), durations (s), cost (10^-9 USD)."""
+
+    at_ms: int
+    input_tokens: int
+    output_tokens: int
+    model: Model
+    operation: str
+    stream: bool
+    failure: Failure | None
+    latency: float
+    first_token: float | None
+    cost_nusd: int
 
 
 def mix(x: U64) -> U64:
@@ -122,8 +138,28 @@ def node_of(row: I64, nodes: int) -> I64:
     return row % nodes
 
 
-def complete(trace: Trace, seed: int) -> Requests:
-    """What the rule says of every request of `trace`."""
+def requests(trace: Trace, seed: int) -> Iterator[Request]:
+    """The requests of `trace` in its order, completed by the rule."""
+    columns = (trace.at_ms, trace.input_tokens, trace.output_tokens, *complete(trace, seed))
+    for at_ms, inputs, outputs, model, operation, stream, failure, latency, first_token, nusd in zip(
+        *(column.tolist() for column in columns), strict=True
+    ):
+        yield Request(
+            at_ms=at_ms,
+            input_tokens=inputs,
+            output_tokens=outputs,
+            model=MODELS[model],
+            operation=OPERATIONS[operation],
+            stream=stream,
+            failure=ERRORS[failure] if failure >= 0 else None,
+            latency=latency,
+            first_token=None if math.isnan(first_token) else first_token,
+            cost_nusd=nusd,
+        )
+
+
+def complete(trace: Trace, seed: int) -> Columns:
+    """What the rule says of every request of `trace`, in columns."""
     row, inputs, outputs = trace.row, trace.input_tokens, trace.output_tokens
     model = _pick(uniform(seed, row, 0), [m.share for m in MODELS])
     operation = (uniform(seed, row, 1) >= CHAT_SHARE).astype(np.int64)
@@ -137,7 +173,7 @@ def complete(trace: Trace, seed: int) -> Requests:
     answer = first + per_token * outputs * np.exp(0.1 * z)
     broken = np.array([e.seconds for e in ERRORS])[failure] * np.exp(0.3 * z)
     in_price, out_price = (np.array([m[field] for m in MODELS], np.int64)[model] for field in (5, 6))
-    return Requests(
+    return Columns(
         model=model,
         operation=operation,
         stream=stream,

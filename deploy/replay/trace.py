@@ -1,7 +1,8 @@
 """Reading a trace: a CSV file of requests with TIMESTAMP, ContextTokens and GeneratedTokens, strictly.
 
-The format is that of the Azure Public Dataset's LLM inference traces (2023). A header is required, in any order of columns, and other
-columns are ignored. TIMESTAMP is UTC, ``2023-11-16 18:15:46.6805900``, with up to nine fraction digits.
+The format is that of the Azure Public Dataset's LLM inference traces (2023). A header is required, in any order of
+columns, and other columns are ignored. TIMESTAMP is UTC, ``2023-11-16 18:15:46.6805900``, with up to nine fraction
+digits.
 """
 
 from __future__ import annotations
@@ -22,10 +23,14 @@ from ...proto.exact import I64
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 #: Most tokens of one request; a larger number is a mistake in the file.
 MAX_TOKENS = 10**9
+#: Longest time from a trace's first request to its last; more is a mistyped date, and millions of windows.
+MAX_SPAN_DAYS = 31
 #: Longest value that an error quotes, characters.
 _QUOTED = 60
 
 _TIMESTAMP = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2} [0-9]{2}:[0-9]{2}:[0-9]{2})(?:\.([0-9]{1,9}))?", re.ASCII)
+_TIME = "a UTC time from 1970 to 2261 such as 2023-11-16 18:15:46.6805900"
+_MAX_S = 9_200_000_000  # nanoseconds of what is before this fit an int64
 _TOKENS = re.compile(r"[0-9]{1,18}", re.ASCII)
 
 
@@ -33,8 +38,8 @@ _TOKENS = re.compile(r"[0-9]{1,18}", re.ASCII)
 class Trace:
     """Requests in order of time (those of one instant in the file's order).
 
-    Four columns of n: `row` is the request's place in the file, from 0, which is what the rule goes by; `at_ms` is ms since the Unix epoch,
-    rounded down; then the tokens of prompt and answer.
+    Four columns of n: `row` is the request's place in the file, from 0, which is what the rule goes by; `at_ms` is ms
+    since the Unix epoch, rounded down; then the tokens of prompt and answer.
     """
 
     row: I64
@@ -66,8 +71,8 @@ class Trace:
 def read_trace(path: Path) -> Trace:
     """The requests of a file. Rows out of order of time are sorted.
 
-    Raises TraceError, which reads ``file:line: column: value …, expected …``, for the first row that is not right, for a file that can't
-    be read and for one without requests.
+    Raises TraceError, which reads ``file:line: column: value …, expected …``, for the first row that is not right, for
+    a file that can't be read and for one without requests.
     """
     at_ns: list[int] = []
     tokens: list[tuple[int, int]] = []
@@ -79,8 +84,18 @@ def read_trace(path: Path) -> Trace:
         raise TraceError(f"{path}: no requests after the header; expected at least one row")
     times = np.array(at_ns, np.int64)
     order = np.argsort(times, kind="stable")
+    _check_span(path, times[order[0]], times[order[-1]])
     pairs = np.array(tokens, np.int64)[order]
     return Trace(order.astype(np.int64), times[order] // 1_000_000, pairs[:, 0].copy(), pairs[:, 1].copy())
+
+
+def _check_span(path: Path, first_ns: np.int64, last_ns: np.int64) -> None:
+    if last_ns - first_ns > MAX_SPAN_DAYS * 86_400 * 10**9:
+        first, last = (str(np.datetime64(int(at), "ns"))[:19] for at in (first_ns, last_ns))
+        raise TraceError(
+            f"{path}: {COLUMNS[0]}: values from {first} to {last}, expected at most {MAX_SPAN_DAYS} days; "
+            "is a date mistyped? Else split the file"
+        )
 
 
 def _rows(path: Path) -> Iterator[tuple[str, tuple[str, str, str]]]:
@@ -92,14 +107,15 @@ def _rows(path: Path) -> Iterator[tuple[str, tuple[str, str, str]]]:
     where, names = header
     for column in COLUMNS:
         if names.count(column) != 1:
-            raise TraceError(
-                f"{where}: {column}: {names.count(column)} columns of this name in the header {_quote(','.join(names))}, expected one"
-            )
+            found = f"{names.count(column)} columns of this name in the header {_quote(','.join(names))}"
+            raise TraceError(f"{where}: {column}: {found}, expected one")
     at = [names.index(column) for column in COLUMNS]
     for where, values in lines:
         if len(values) != len(names):
             missing = next((c for c, i in zip(COLUMNS, at, strict=True) if i >= len(values)), COLUMNS[-1])
-            raise TraceError(f"{where}: {missing}: a row of {len(values)} values, expected {len(names)} as in the header")
+            raise TraceError(
+                f"{where}: {missing}: a row of {len(values)} values, expected {len(names)} as in the header"
+            )
         yield where, (values[at[0]], values[at[1]], values[at[2]])
 
 
@@ -112,14 +128,18 @@ def _lines(path: Path) -> Iterator[tuple[str, list[str]]]:
     for bad, what in ((raw.find(b"\0"), "a NUL byte"), (_not_utf8(raw), "a byte that is not UTF-8")):
         if bad >= 0:
             line = raw.count(b"\n", 0, bad) + 1
-            raise TraceError(f"{path}:{line}: {_column_at(raw, bad)}: {what} ({raw[bad : bad + 1]!r}), expected text in UTF-8")
+            raise TraceError(
+                f"{path}:{line}: {_column_at(raw, bad)}: {what} ({raw[bad : bad + 1]!r}), expected text in UTF-8"
+            )
     text = raw.decode("utf-8-sig").rstrip("\r\n")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         for values in reader:
             yield f"{path}:{reader.line_num}", values
     except csv.Error as problem:
-        raise TraceError(f"{path}:{reader.line_num}: {COLUMNS[0]}: {problem}, expected comma-separated values") from problem
+        raise TraceError(
+            f"{path}:{reader.line_num}: {COLUMNS[0]}: {problem}, expected comma-separated values"
+        ) from problem
 
 
 def _not_utf8(raw: bytes) -> int:
@@ -149,11 +169,9 @@ def _instant_ns(text: str, seconds: dict[str, int], where: str) -> int:
             except ValueError:
                 whole = -1
             seconds[match[1]] = whole
-        if whole >= 0:
+        if 0 <= whole < _MAX_S:
             return whole * 10**9 + int((match[2] or "0").ljust(9, "0"))
-    raise TraceError(
-        f"{where}: {COLUMNS[0]}: value {_quote(text)}, expected a UTC time since 1970 such as 2023-11-16 18:15:46.6805900"
-    )
+    raise TraceError(f"{where}: {COLUMNS[0]}: value {_quote(text)}, expected {_TIME}")
 
 
 def _count(text: str, column: str, where: str) -> int:

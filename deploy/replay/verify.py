@@ -1,4 +1,5 @@
-"""What a cluster must show after a replay, computed from the file and the rule alone, and how that differs from what it does show.
+"""What a cluster must show after a replay, computed from the file and the rule alone, and how that differs from what it
+does show.
 
 No code of the pipeline is used here: sums are Python integers and fractions, quantiles are read off sorted values.
 """
@@ -6,7 +7,7 @@ No code of the pipeline is used here: sums are Python integers and fractions, qu
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TypeAlias
@@ -14,8 +15,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ...proto.exact import F64
-from .rule import ERRORS, MODELS, NUSD, OPERATIONS, Requests
-from .trace import Trace
+from .rule import ERRORS, NUSD, Request
 
 #: Percentiles that are compared, by rank ``ceil(p / 100 * n)``, at least 1.
 PERCENTS = (50, 95, 99)
@@ -48,8 +48,8 @@ class Spread:
 class Result:
     """What a replay's windows say, or must say.
 
-    `windows` are the starts (ms) of the sealed ones. `counters` are increments, those that are 0 left out. `strays` are increments outside
-    all windows: of frames that came after their window was closed for good.
+    `windows` are the starts (ms) of the sealed ones. `counters` are increments, those that are 0 left out. `strays` are
+    increments outside all windows: of frames that came after their window was closed for good.
     """
 
     windows: list[int]
@@ -74,30 +74,28 @@ class Difference:
     got: str
 
 
-def expected(trace: Trace, rule: Requests, interval_ms: int) -> Result:
-    """What the windows must say when every request counts once, in the window that its time lies in."""
+def expected(requests: Iterable[Request], interval_ms: int) -> Result:
+    """What the windows must say when each of at least one request counts once, in the window that its time lies in."""
     counters: dict[Cell, int] = defaultdict(int)
     latencies: dict[Cell, list[float]] = defaultdict(list)
-    starts = (trace.at_ms - trace.at_ms % interval_ms).tolist()
-    for start, tokens_in, tokens_out, m, o, stream, failure, latency, first_token, nusd in zip(
-        starts, trace.input_tokens.tolist(), trace.output_tokens.tolist(), rule.model.tolist(), rule.operation.tolist(),
-        rule.stream.tolist(), rule.failure.tolist(), rule.latency.tolist(), rule.first_token.tolist(), rule.cost_nusd.tolist(),
-        strict=True,
-    ):  # fmt: skip
-        model = {"provider": MODELS[m].provider, "model": MODELS[m].name}
-        call = {**model, "operation": OPERATIONS[o]}
-        outcome = {"outcome": "error" if failure >= 0 else "success", "stream": "true" if stream else "false"}
+    starts: set[int] = set()
+    for r in requests:
+        start = r.at_ms - r.at_ms % interval_ms
+        starts.add(start)
+        model = {"provider": r.model.provider, "model": r.model.name}
+        call = {**model, "operation": r.operation}
+        outcome = {"outcome": "error" if r.failure else "success", "stream": "true" if r.stream else "false"}
         counters[start, series("requests_total", **call, **outcome)] += 1
-        if failure >= 0:
-            counters[start, series("request_errors_total", **call, error_type=ERRORS[failure].error_type)] += 1
-        counters[start, series("tokens_total", **model, type="input")] += tokens_in
-        counters[start, series("tokens_total", **model, type="output")] += tokens_out
-        counters[start, series("cost_usd_total", **model)] += nusd
-        latencies[start, series("request_duration_seconds", **call)].append(latency)
-        if first_token == first_token:  # not NaN
-            latencies[start, series("time_to_first_token_seconds", **call)].append(first_token)
+        if r.failure:
+            counters[start, series("request_errors_total", **call, error_type=r.failure.error_type)] += 1
+        counters[start, series("tokens_total", **model, type="input")] += r.input_tokens
+        counters[start, series("tokens_total", **model, type="output")] += r.output_tokens
+        counters[start, series("cost_usd_total", **model)] += r.cost_nusd
+        latencies[start, series("request_duration_seconds", **call)].append(r.latency)
+        if r.first_token is not None:
+            latencies[start, series("time_to_first_token_seconds", **call)].append(r.first_token)
     return Result(
-        windows=list(range(starts[0], starts[-1] + interval_ms, interval_ms)),
+        windows=list(range(min(starts), max(starts) + interval_ms, interval_ms)),
         counters={
             cell: Fraction(n, NUSD if cell[1][0] == "cost_usd_total" else 1) for cell, n in counters.items() if n
         },
@@ -130,7 +128,9 @@ def differences(want: Result, got: Result) -> Iterator[Difference]:
     for cell in sorted(want.counters.keys() | got.counters.keys()):
         zero = Fraction(0)
         start, key = cell
-        yield from _compare(_name(key), _time(start), key[0], want.counters.get(cell, zero), got.counters.get(cell, zero))
+        yield from _compare(
+            _name(key), _time(start), key[0], want.counters.get(cell, zero), got.counters.get(cell, zero)
+        )
     for cell in sorted(want.histograms.keys() | got.histograms.keys()):
         yield from _histogram(cell, want.histograms.get(cell), got.histograms.get(cell))
     for key, n in got.strays.items():
@@ -151,7 +151,9 @@ def _windows(want: Result, got: Result) -> Iterator[Difference]:
     if len(want.windows) != len(got.windows):
         yield Difference("number of windows", "", str(len(want.windows)), str(len(got.windows)))
     for start in sorted(set(want.windows) ^ set(got.windows)):
-        yield Difference("window", _time(start), *(("sealed", "none") if start in set(want.windows) else ("none", "sealed")))
+        yield Difference(
+            "window", _time(start), *(("sealed", "none") if start in set(want.windows) else ("none", "sealed"))
+        )
 
 
 def _compare(what: str, where: str, metric: str, want: Fraction, got: Fraction) -> Iterator[Difference]:
