@@ -182,7 +182,7 @@ class GatewayFold:
         fresh = GatewayFold()
         try:
             fresh._unpack(msgspec.msgpack.decode(data))
-        except (msgspec.DecodeError, msgspec.ValidationError, KeyError, TypeError, ValueError, IndexError) as error:
+        except (msgspec.MsgspecError, KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
             raise SnapshotError(f"gateway state of {len(data)} bytes can't be read: {error}") from error
         self.__dict__.update(fresh.__dict__)
 

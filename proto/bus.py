@@ -119,10 +119,13 @@ class Bus:
         client = Client()
         bus = cls(client, on_event)
         seen: list[BaseException] = []
+        refused = asyncio.Event()
 
         async def error(problem: Exception) -> None:
             seen.append(problem)
             del seen[:-1]
+            if isinstance(problem, nats.errors.AuthorizationError) or "authoriz" in str(problem).lower():
+                refused.set()
             on_event("error", _say(problem))
 
         async def disconnected() -> None:
@@ -139,38 +142,52 @@ class Bus:
             on_event("closed", "")
 
         where = ", ".join(hide_userinfo(url) for url in options.urls)
+        # As a task of its own: nats-py would try for ever, and may swallow our own cancellation while it connects.
+        attempt = asyncio.create_task(
+            client.connect(
+                list(options.urls),
+                name=name,
+                error_cb=error,
+                disconnected_cb=disconnected,
+                reconnected_cb=reconnected,
+                closed_cb=closed,
+                user=options.user,
+                password=options.password,
+                token=options.token,
+                user_credentials=options.credentials_file,
+                tls=_tls(options),
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=_RECONNECT_WAIT_S,  # type: ignore[arg-type]  # any number of seconds does
+                connect_timeout=max(1, round(options.connect_timeout_s)),
+                ping_interval=5,
+                max_outstanding_pings=2,
+                # Unsent data is the caller's: a frame waits in the emitter's queue, not in the client's buffer.
+                pending_size=16 * 1024 * 1024,
+            ),
+            name="NATS connect",
+        )
+        waiting = asyncio.create_task(refused.wait(), name="NATS refusal")
         try:
-            async with asyncio.timeout(options.connect_timeout_s):
-                await client.connect(
-                    list(options.urls),
-                    name=name,
-                    error_cb=error,
-                    disconnected_cb=disconnected,
-                    reconnected_cb=reconnected,
-                    closed_cb=closed,
-                    user=options.user,
-                    password=options.password,
-                    token=options.token,
-                    user_credentials=options.credentials_file,
-                    tls=_tls(options),
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=_RECONNECT_WAIT_S,  # type: ignore[arg-type]  # any number of seconds does
-                    connect_timeout=max(1, round(options.connect_timeout_s)),
-                    ping_interval=5,
-                    max_outstanding_pings=2,
-                    # Unsent data is the caller's: a frame waits in the emitter's queue, not in the client's buffer.
-                    pending_size=16 * 1024 * 1024,
-                )
-        except (OSError, TimeoutError, nats.errors.Error) as problem:
-            with contextlib.suppress(Exception):
-                await client.close()
-            last = seen[-1] if seen else problem
-            if "authorization" in str(last).lower() or "authentication" in str(last).lower():
+            await asyncio.wait(
+                {attempt, waiting}, timeout=options.connect_timeout_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            problem = attempt.exception() if attempt.done() else TimeoutError()
+        except asyncio.CancelledError:
+            await _abandon(client, attempt)
+            raise
+        finally:
+            waiting.cancel()
+        if problem is not None:
+            await _abandon(client, attempt)
+            last = _say(seen[-1] if seen else problem)
+            if refused.is_set():
                 raise BusRefused(
-                    f"NATS at {where} refused the connection: {_say(last)}; check nats.user and secrets"
+                    f"NATS at {where} refused the connection: {last}; check nats.user and secrets"
                 ) from problem
+            if not isinstance(problem, OSError | nats.errors.Error):
+                raise problem
             raise BusUnreachable(
-                f"no NATS server answers at {where} within {options.connect_timeout_s:g} s ({_say(last)}); "
+                f"no NATS server answers at {where} within {options.connect_timeout_s:g} s ({last}); "
                 "start one, or set nats.url"
             ) from problem
         await client.subscribe(bus._inbox + "*", cb=bus._acknowledged, pending_msgs_limit=0, pending_bytes_limit=0)
@@ -535,6 +552,15 @@ class LogReader:
         if consumer and self._bus.connected:
             with contextlib.suppress(Exception):
                 await self._bus._client.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{consumer}", b"")
+
+
+async def _abandon(client: Client, attempt: asyncio.Task[None]) -> None:
+    """Stop connecting, within two seconds."""
+    attempt.cancel()
+    with contextlib.suppress(Exception):
+        async with asyncio.timeout(1.0):
+            await client.close()
+    await asyncio.wait({attempt}, timeout=1.0)
 
 
 async def _unsubscribe(subscription: Subscription) -> None:

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fleetmeter.deploy.nats_server import NatsServer
 from support.cluster import Cluster, running_server
+
+from fleetmeter.deploy.nats_server import NatsServer
 
 
 @pytest.fixture

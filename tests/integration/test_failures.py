@@ -119,8 +119,7 @@ async def test_lost_frames_are_asked_for_again(cluster: Cluster) -> None:
 
 
 async def test_recording_goes_on_within_the_memory_limit_while_nats_is_away(cluster: Cluster, tmp_path: Path) -> None:
-    """With NATS down for 300 windows the queue stays within its limit by merging, and every request counts in the end.
-    """
+    """With NATS down for 300 windows the queue stays within its limit by merging, and every request counts in the end."""
     cluster.flags["emitter.queue_bytes"] = 1 << 20
     models = [f"model-{i}" for i in range(200)]
     async with cluster.aggregator(), cluster.node("a") as (a, clock):
@@ -173,7 +172,9 @@ async def test_nats_that_refuses_the_connection_says_so(tmp_path: Path) -> None:
     server.start()
     try:
         with pytest.raises(BusRefused, match=r"nats\.user") as refused:
-            await Bus.connect(BusOptions(urls=(server.url,), user="fleet", password="wr0ng", connect_timeout_s=3), name="t")
+            await Bus.connect(
+                BusOptions(urls=(server.url,), user="fleet", password="wr0ng", connect_timeout_s=3), name="t"
+            )
         assert "wr0ng" not in str(refused.value)
         async with await Bus.connect(BusOptions(urls=(server.url,), user="fleet", password="right"), name="t") as bus:
             assert bus.connected
@@ -187,7 +188,9 @@ async def test_emitter_outlives_a_server_that_comes_late(tmp_path: Path) -> None
         pass
     cluster = Cluster(NatsServer(tmp_path / "late", first.port))
     with pytest.raises(BusUnreachable, match=r"nats\.url"):
-        await Bus.connect(bus_options(cluster.config).__class__(urls=(cluster.server.url,), connect_timeout_s=0.3), name="t")
+        await Bus.connect(
+            bus_options(cluster.config).__class__(urls=(cluster.server.url,), connect_timeout_s=0.3), name="t"
+        )
     clock = ManualClock(T0)
     async with Emitter(cluster.config, node="early", clock=clock) as emitter:
         record(emitter, 5)

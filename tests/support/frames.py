@@ -1,11 +1,11 @@
 """Frames, logs and folds for tests: build a log by hand, run an `AggregatorFold` over it, read what it published.
 
-    log = Log()
-    a = log.node("a")
-    a.hello(T0)
-    a.data(T0, counters={key("hits_total"): 3})
-    published = run(fold(), log.messages)
-    published.counters["hits_total", T0] == {key("hits_total"): 3}
+log = Log()
+a = log.node("a")
+a.hello(T0)
+a.data(T0, counters={key("hits_total"): 3})
+published = run(fold(), log.messages)
+published.counters["hits_total", T0] == {key("hits_total"): 3}
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 
 import numpy as np
+
 from fleetmeter.aggregator.fold import AggregatorFold
 from fleetmeter.emitter.tally import Tally
 from fleetmeter.proto import exact
@@ -120,6 +121,12 @@ class Log:
     def raw(self, payload: bytes, node: str = "a", at_ms: int | None = None, partition: int = 0) -> LogMessage:
         """Any bytes on a node's subject."""
         return self.put(SUBJECTS.delta(partition, node), payload, at_ms)
+
+    def again(self, message: LogMessage, at_ms: int | None = None) -> LogMessage:
+        """The same frame, sent later: by default now."""
+        at_ms = self.now_ms if at_ms is None else at_ms
+        sent_ms = int(message.headers[SENT_HEADER]) + at_ms - message.time_ms
+        return self.put(message.subject, message.data, at_ms, {SENT_HEADER: str(sent_ms)})
 
     def tick(self, at_ms: int) -> LogMessage:
         return self.put(SUBJECTS.tick(0), encode(Tick(0)), at_ms)
@@ -242,8 +249,8 @@ class Published:
         in_window = part.resolution_ms > 0
         if part.counters:
             c = window_counters(part)
-            increments = dict(zip(c.keys, _fractions(c.whole, c.fraction), strict=True))
-            totals = dict(zip(c.keys, _fractions(c.total_whole, c.total_fraction), strict=True))
+            increments = dict(zip(c.keys, fractions(c.whole, c.fraction), strict=True))
+            totals = dict(zip(c.keys, fractions(c.total_whole, c.total_fraction), strict=True))
             for series, total in totals.items():
                 assert total >= self.totals.get(series, 0), f"the total of {series!r} decreased"
             self.totals.update(totals)
@@ -279,5 +286,6 @@ def check_ledger(of: AggregatorFold) -> None:
     assert ledger.late + ledger.healed <= 2 * ledger.applied
 
 
-def _fractions(whole: exact.I64, fraction: exact.U64) -> list[Fraction]:
+def fractions(whole: exact.I64, fraction: exact.U64) -> list[Fraction]:
+    """A column of numbers, exactly."""
     return [Fraction(units, ONE) for units in exact.to_units(whole, fraction)]
