@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import AsyncIterator
+from typing import TypeAlias
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 from support.frames import STEP, T0, Log, key
 from support.gateway import fed, windows_of
@@ -14,6 +16,8 @@ from support.gateway import fed, windows_of
 from fleetmeter.gateway.http import Gateway
 from fleetmeter.gateway.state import GatewayFold
 from fleetmeter.proto.clock import ManualClock
+
+Client: TypeAlias = TestClient[web.Request, web.Application]
 
 CALL = {"provider": "openai", "model": "gpt-4o", "operation": "chat"}
 
@@ -46,7 +50,7 @@ def fold() -> GatewayFold:
 
 
 @pytest.fixture
-async def client(fold: GatewayFold) -> AsyncIterator[TestClient]:
+async def client(fold: GatewayFold) -> AsyncIterator[Client]:
     gateway = Gateway(
         fold, clock=ManualClock(T0 + STEP + 500), version="1.2.3", connected=lambda: True, not_ready=lambda: ""
     )
@@ -54,7 +58,7 @@ async def client(fold: GatewayFold) -> AsyncIterator[TestClient]:
         yield client
 
 
-async def test_metrics_as_json_has_the_guide_s_fields(client: TestClient) -> None:
+async def test_metrics_as_json_has_the_guide_s_fields(client: Client) -> None:
     """Totals, ratios, latencies and rates come under the guide's names, with the right numbers."""
     answer = await client.get("/metrics")
     body = await answer.json()
@@ -101,14 +105,14 @@ async def test_before_the_first_window_json_is_complete_and_strict() -> None:
         assert (await (await client.get("/health")).json())["status"] == "degraded"
 
 
-async def test_metrics_as_text_when_accept_prefers_it(client: TestClient) -> None:
+async def test_metrics_as_text_when_accept_prefers_it(client: Client) -> None:
     """The same path serves Prometheus when it asks as Prometheus does."""
     answer = await client.get("/metrics", headers={"Accept": "text/plain"})
     assert answer.headers["Content-Type"] == "text/plain; version=0.0.4; charset=utf-8"
     assert await answer.read() == await (await client.get("/metrics/prometheus")).read()
 
 
-async def test_a_body_is_rendered_once_a_window(client: TestClient, fold: GatewayFold) -> None:
+async def test_a_body_is_rendered_once_a_window(client: Client, fold: GatewayFold) -> None:
     """While no window seals, answers are the same bytes; an unchanged body is not sent again."""
     first = await client.get("/metrics")
     again = await client.get("/metrics", headers={"If-None-Match": first.headers["ETag"]})
@@ -121,7 +125,7 @@ async def test_a_body_is_rendered_once_a_window(client: TestClient, fold: Gatewa
     assert newer.status == 200
 
 
-async def test_gzip_for_who_takes_it(client: TestClient) -> None:
+async def test_gzip_for_who_takes_it(client: Client) -> None:
     """A compressed body unpacks to the plain one."""
     async with client.session.get(
         client.make_url("/metrics/prometheus"), headers={"Accept-Encoding": "gzip"}, auto_decompress=False
@@ -134,7 +138,7 @@ async def test_gzip_for_who_takes_it(client: TestClient) -> None:
         assert gzip.decompress(packed) == await answer.read()
 
 
-async def test_health_has_the_guide_s_shape(client: TestClient) -> None:
+async def test_health_has_the_guide_s_shape(client: Client) -> None:
     """Checks, overall status, version and uptime; unhealthy answers 503."""
     answer = await client.get("/health")
     body = await answer.json()
@@ -180,7 +184,7 @@ async def test_old_numbers_are_said_to_be_old(fold: GatewayFold) -> None:
         ("PUT", "/health", 405),
     ],
 )
-async def test_errors_are_problem_documents(client: TestClient, method: str, path: str, status: int) -> None:
+async def test_errors_are_problem_documents(client: Client, method: str, path: str, status: int) -> None:
     """What is not there, or not possible, is answered as RFC 9457 says."""
     answer = await client.request(method, path)
     assert answer.status == status
@@ -188,7 +192,7 @@ async def test_errors_are_problem_documents(client: TestClient, method: str, pat
     assert (await answer.json())["status"] == status
 
 
-async def test_head_and_security_headers(client: TestClient) -> None:
+async def test_head_and_security_headers(client: Client) -> None:
     """HEAD answers like GET without a body; every answer forbids sniffing."""
     answer = await client.head("/metrics")
     assert (answer.status, await answer.read()) == (200, b"")
@@ -196,7 +200,7 @@ async def test_head_and_security_headers(client: TestClient) -> None:
     assert (await client.get("/nope")).headers["Cache-Control"] == "no-store"
 
 
-async def test_the_index_names_every_endpoint(client: TestClient) -> None:
+async def test_the_index_names_every_endpoint(client: Client) -> None:
     """A newcomer who opens / finds the way."""
     text = await (await client.get("/")).text()
     assert all(path in text for path in ("/metrics", "/metrics/prometheus", "/health", "/livez", "/readyz"))

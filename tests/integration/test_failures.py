@@ -119,7 +119,7 @@ async def test_lost_frames_are_asked_for_again(cluster: Cluster) -> None:
 
 
 async def test_recording_goes_on_within_the_memory_limit_while_nats_is_away(cluster: Cluster, tmp_path: Path) -> None:
-    """With NATS down for 300 windows the queue stays within its limit by merging, and every request counts in the end."""
+    """With NATS down for 300 windows the queue stays within its limit by merging; in the end each request counts."""
     cluster.flags["emitter.queue_bytes"] = 1 << 20
     models = [f"model-{i}" for i in range(200)]
     async with cluster.aggregator(), cluster.node("a") as (a, clock):
@@ -211,11 +211,15 @@ PROXY = """
 import asyncio, sys, threading
 from fleetmeter.emitter import Emitter
 from fleetmeter.proto.config import load_config
-config = load_config(None, environ={}, flags={"nats.url": sys.argv[1], "cluster": "test", "emitter.host_metrics": "false",
-                                              "pipeline.interval": "60s", "pipeline.node_timeout": "60s"})
+config = load_config(None, environ={}, flags={
+    "nats.url": sys.argv[1], "cluster": "test", "emitter.host_metrics": "false",
+    "pipeline.interval": "60s", "pipeline.node_timeout": "60s",
+})
 def record(emitter):
-    threads = [threading.Thread(target=lambda: [emitter.record_request("p", "m", response_time=1.0) for _ in range(500)])
-               for _ in range(4)]
+    def work():
+        for _ in range(500):
+            emitter.record_request("p", "m", response_time=1.0)
+    threads = [threading.Thread(target=work) for _ in range(4)]
     for t in threads: t.start()
     for t in threads: t.join()
 if sys.argv[2] == "thread":

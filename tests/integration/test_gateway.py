@@ -27,7 +27,8 @@ async def gateway(cluster: Cluster, **flags: object) -> AsyncIterator[str]:
     other = Cluster(cluster.server, {**cluster.flags, "gateway.port": "0", **flags})
     url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(service.run(other.config, on_ready=url.set_result))
-    await asyncio.wait({task, url}, return_when=asyncio.FIRST_COMPLETED)
+    both: list[asyncio.Future[Any]] = [task, url]
+    await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     if task.done():
         task.result()
     try:
@@ -53,23 +54,27 @@ def record(emitter: Emitter, n: int) -> None:
 async def total(url: str) -> float:
     """Requests in total, by the gateway's JSON."""
     _, body = await fetch(f"{url}/metrics")
-    return json.loads(body)["metrics"]["application"]["total_requests"]
+    return float(json.loads(body)["metrics"]["application"]["total_requests"])
 
 
 async def test_requests_reach_json_and_text_with_the_same_numbers(cluster: Cluster) -> None:
     """What two nodes record is what both formats say, and prometheus_client's parser reads."""
-    async with cluster.aggregator(), gateway(cluster) as url:
-        async with cluster.node("a") as (a, clock), cluster.node("b") as (b, other):
-            for emitter, its_clock in ((a, clock), (b, other)):
-                record(emitter, 50)
-                its_clock.advance(1000)
-                emitter.cut()
+    async with (
+        cluster.aggregator(),
+        gateway(cluster) as url,
+        cluster.node("a") as (a, clock),
+        cluster.node("b") as (b, other),
+    ):
+        for emitter, its_clock in ((a, clock), (b, other)):
+            record(emitter, 50)
+            its_clock.advance(1000)
+            emitter.cut()
 
-            async def all_there() -> bool:
-                return await total(url) == 100
+        async def all_there() -> bool:
+            return await total(url) == 100
 
-            await eventually(all_there, "100 requests at the gateway")
-            _, text = await fetch(f"{url}/metrics", Accept="text/plain")
+        await eventually(all_there, "100 requests at the gateway")
+        _, text = await fetch(f"{url}/metrics", Accept="text/plain")
     families = {f.name: f for f in text_string_to_metric_families(text.decode())}
     samples = [s for f in families.values() for s in f.samples]
     assert sum(s.value for s in samples if s.name == "llmproxy_requests_total") == 100
@@ -103,7 +108,7 @@ async def test_two_gateways_answer_alike_and_a_new_one_is_right_from_its_first_a
 
 
 async def test_a_real_prometheus_scrapes_and_agrees(cluster: Cluster, tmp_path: Path) -> None:
-    """Prometheus finds the target up, stores the totals as they are, and computes plausible quantiles from the buckets."""
+    """Prometheus finds the target up, stores the totals as they are, and computes plausible quantiles from buckets."""
     binary = require("prometheus", "prometheus")
     async with cluster.aggregator(), gateway(cluster) as url, cluster.node("a") as (a, clock):
         for _ in range(3):

@@ -9,10 +9,10 @@ from support.cluster import T0, Cluster
 from fleetmeter.emitter import Emitter
 
 
-def record(emitter: Emitter, n: int, **more: object) -> None:
+def record(emitter: Emitter, n: int) -> None:
     for i in range(n):
         emitter.record_request(
-            "openai", "gpt-4o", response_time=0.1 + i / 1000, input_tokens=10, output_tokens=3, cost=0.1, **more
+            "openai", "gpt-4o", response_time=0.1 + i / 1000, input_tokens=10, output_tokens=3, cost=0.1
         )
 
 
