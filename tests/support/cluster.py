@@ -202,7 +202,7 @@ def _matches(key: bytes, metric: str, labels: dict[str, str]) -> bool:
 @contextlib.contextmanager
 def running_server(store_dir: Path) -> Iterator[NatsServer]:
     """A NATS server of its own for one test."""
-    server = NatsServer(store_dir)
+    server = NatsServer(store_dir, die_with_parent=True)
     server.start()
     try:
         yield server
