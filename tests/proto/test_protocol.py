@@ -77,7 +77,9 @@ def test_every_reason_of_a_refusal_is_in_the_document() -> None:
             for call in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
                 if isinstance(call, ast.Call) and isinstance(call.func, ast.Name) and call.func.id == "FrameError":
                     reason = call.args[0]
-                    raised |= {n.value for n in ast.walk(reason) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+                    raised |= {
+                        n.value for n in ast.walk(reason) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+                    }
     raised |= {"negative_counter", "malformed"}  # passed on in a variable
     documented = set(re.findall(r"^\| `([a-z_]+)` \|", TEXT, re.MULTILINE))
     assert documented == raised
