@@ -121,7 +121,7 @@ class Emitter:
         """
         with self._cut_lock:
             now_ms = self._clock.now_ms()
-            if self._closed or now_ms < self._edge_ms + self._settings.interval_ms:
+            if self._closed or now_ms < self._next_edge_ms:
                 return
             # A process that was stopped for a while has one frame for several windows: when what happened is not known
             # any more.
@@ -156,13 +156,23 @@ class Emitter:
     def _floor(self, at_ms: int) -> int:
         return at_ms - at_ms % self._settings.interval_ms
 
+    @property
+    def _next_edge_ms(self) -> int:
+        # Of the grid: where the interval has just changed, the window that ends there is a shorter one.
+        return self._floor(self._edge_ms) + self._settings.interval_ms
+
     # Running
 
     async def start(self) -> None:
         """Start the sender in the running loop. `async with` does."""
         self._loop = asyncio.get_running_loop()
         self._sender = Sender(
-            bus_options(self._config), Subjects(self._config.cluster), self._outbox, self._clock, self._adopt
+            bus_options(self._config),
+            Subjects(self._config.cluster),
+            self._outbox,
+            self._clock,
+            self._adopt,
+            self._config.emitter.jitter_ms / 1000,
         )
         self._tasks = [
             self._loop.create_task(self._guard(self._sender.run), name="fleetmeter sender"),
@@ -183,11 +193,13 @@ class Emitter:
             self._host.stop()
         with self._cut_lock:
             self.cut()
-            self._queue(FrameKind.BYE, self._edge_ms, self._edge_ms + self._settings.interval_ms)
+            self._queue(FrameKind.BYE, self._edge_ms, self._next_edge_ms)
             self._closed = True
         flushed = False
         try:
             async with asyncio.timeout(timeout_s):
+                if self._sender is not None:
+                    self._sender.hurry()
                 await self.drained()
                 flushed = True
         except TimeoutError:
@@ -257,7 +269,7 @@ class Emitter:
 
     async def _cut_at_edges(self) -> None:
         while True:
-            await self._clock.sleep_until_ms(self._edge_ms + self._settings.interval_ms)
+            await self._clock.sleep_until_ms(self._next_edge_ms)
             self.cut()
             # Not at once again when a manual clock's driver was faster.
             await asyncio.sleep(0)

@@ -63,6 +63,11 @@ class Outbox:
         return self._draft_bytes + self._flight_bytes
 
     @property
+    def has_drafts(self) -> bool:
+        """Whether there is something that was not sent yet."""
+        return bool(self._drafts)
+
+    @property
     def pending_frames(self) -> int:
         return len(self._drafts) + len(self._in_flight)
 

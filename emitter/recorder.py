@@ -5,23 +5,26 @@ I/O.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from ..proto.catalogue import Kind, define, get
-from ..proto.errors import FleetmeterError
-from ..proto.exact import MAX_DELTA, ONE, total
-from ..proto.keys import encode_key, other_key
+import numpy as np
+
+from ..proto.catalogue import GROUPS, Kind, define, get
+from ..proto.errors import CatalogueError
+from ..proto.exact import F64, I64, MAX_DELTA, ONE
+from ..proto.keys import OTHER, encode_key
 from ..proto.logs import get_logger
 from .instruments import Counter, Gauge, Histogram, Invalid, take
 from .labels import label
 from .requests import DURATIONS, NAN, ROW, RequestColumn, RequestLabels, fold_requests, other_labels, request_column
-from .tally import Tally, valid
+from .tally import Tally, distributions, totals, valid
 
 log = get_logger(__name__)
 
 I = TypeVar("I", Counter, Gauge, Histogram)  # noqa: E741
 _pack = ROW.pack
+_RESERVED = frozenset(metric.name for metric in GROUPS["Pipeline"])
 
 
 class Recorder:
@@ -42,6 +45,7 @@ class Recorder:
         self._histograms: dict[bytes, Histogram] = {}
         self._by_name: dict[tuple[object, ...], Counter | Gauge | Histogram] = {}
         self._per_metric: dict[str, int] = {}
+        self._kinds: dict[str, Kind] = {}
         #: Appends a row to the column of these labels.
         self._requests: dict[RequestLabels, Callable[[bytes], None]] = {}
         self._columns: dict[RequestLabels, RequestColumn] = {}
@@ -130,26 +134,33 @@ class Recorder:
             gauges = list(self._gauges.values())
         self._recorded += fold_requests(columns, tally, self.invalid)
         for counter in counters:
-            new = counter.key not in self._announced
-            if new or counter.column:
+            if counter.key not in self._announced:
                 self._announced.add(counter.key)
-                values = take(counter.column)
-                good = valid(values)
-                if len(good) < len(values):
-                    self.invalid.add("counter_value", len(values) - len(good))
-                tally.count(counter.key, total(good))
-        for histogram in histograms:
-            if histogram.column:
-                values = take(histogram.column)
-                good = valid(values)
-                if len(good) < len(values):
-                    self.invalid.add("histogram_value", len(values) - len(good))
-                tally.observe(histogram.key, [good])
+                tally.count(counter.key, 0)
+        keys, values, lengths = self._take(counters, "counter_value")
+        for key, units in zip(keys, totals(values, lengths), strict=True):
+            tally.count(key, units)
+        keys, values, lengths = self._take(histograms, "histogram_value")
+        for key, new in zip(keys, distributions(values, lengths), strict=True):
+            tally.add(key, new)
         for gauge in gauges:
             if gauge.current is not None:
                 tally.gauges[gauge.key] = gauge.current
         self._refuse_oversized(tally)
         return tally
+
+    def _take(self, instruments: Sequence[Counter | Histogram], invalid: str) -> tuple[list[bytes], F64, I64]:
+        """What `instruments` recorded: keys of those with valid values, their values in turn, and how many of each."""
+        used = [one for one in instruments if one.column]
+        columns = [take(one.column) for one in used]
+        values = np.concatenate([np.zeros(0), *columns])
+        owner = np.repeat(np.arange(len(used)), [len(column) for column in columns])
+        good = valid(values)
+        if not good.all():
+            self.invalid.add(invalid, len(good) - int(good.sum()))
+            values, owner = values[good], owner[good]
+        lengths = np.bincount(owner, minlength=len(used))
+        return [used[i].key for i in np.flatnonzero(lengths)], values, lengths[lengths > 0]
 
     def _refuse_oversized(self, tally: Tally) -> None:
         # A sum over a frame's limit would make aggregators refuse the whole frame; only absurd values get there.
@@ -208,7 +219,7 @@ class Recorder:
             return missing
         try:
             return float(value)  # type: ignore[arg-type]
-        except (TypeError, ValueError, OverflowError):
+        except Exception:
             self.invalid.add(reason)
             return missing
 
@@ -217,23 +228,34 @@ class Recorder:
     ) -> I:
         try:
             text = {key: label(value) for key, value in labels.items()}
-            metric = get(name)
-            if metric is None or metric.kind != kind:
-                metric = define(name, kind, tuple(text))
-            if metric.per_node:
-                text.setdefault("node", self._node)
+            self._check(kind, name, text)
             key = encode_key(name, text)
-        except (FleetmeterError, TypeError) as problem:
+        except Exception as problem:  # a label's own __str__ may raise anything
             self.invalid.add("instrument")
             log.error(
-                "instrument can't be used; it counts nowhere", every_s=60.0, key=(kind, name), reason=str(problem)
+                "instrument can't be used; it counts nowhere", every_s=60.0, key=(kind, str(name)), reason=str(problem)
             )
             return make(b"")
         with self._lock:
             if key not in known:
                 if self._per_metric.get(name, 0) >= self._max_series:
-                    key = other_key(key)
+                    # The node stays: a frame with series of another one is refused.
+                    key = encode_key(name, {n: value if n == "node" else OTHER for n, value in text.items()})
                 if key not in known:
                     known[key] = make(key)
                     self._per_metric[name] = self._per_metric.get(name, 0) + 1
             return known[key]
+
+    def _check(self, kind: Kind, name: str, text: dict[str, str]) -> None:
+        """Raise CatalogueError for what would make aggregators refuse this node's frames. Fills in the node's name."""
+        if name in _RESERVED:
+            raise CatalogueError(f"metric {name!r} is the pipeline's own; choose another name")
+        metric = get(name)
+        if metric is None or metric.kind != kind:
+            metric = define(name, kind, tuple(text), "A metric of the program's own.", per_node="node" in text)
+        if metric.per_node and text.setdefault("node", self._node) != self._node:
+            raise CatalogueError(
+                f"metric {name!r}: label node is {text['node']!r}, this is node {self._node!r}; leave it out"
+            )
+        if self._kinds.setdefault(name, kind) is not kind:
+            raise CatalogueError(f"metric {name!r} is a {self._kinds[name]} already, and can't be a {kind} as well")

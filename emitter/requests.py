@@ -13,11 +13,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..proto.exact import ONE, total
+from ..proto.exact import F64, I64, ONE
 from ..proto.keys import OTHER, encode_key
 from .instruments import Invalid
 from .labels import label
-from .tally import Tally, valid
+from .tally import Tally, distributions, totals, valid
 
 ERROR_TYPES = ("connection", "timeout", "rate_limit", "authentication", "server", "client")
 #: Durations beside the request's own, by the name of `record_request`'s argument (seconds).
@@ -54,7 +54,7 @@ class RequestColumn:
 
 
 def request_column(labels: RequestLabels, invalid: Invalid) -> RequestColumn:
-    """The column of one combination. Values that are no text become text; an unknown error type counts as ``server``."""
+    """The column of one combination. Values that are no text become text; an unknown error type is ``server``."""
     provider, model, success, error_type, operation, stream = labels
     model_labels = {"provider": label(provider), "model": label(model)}
     call = {**model_labels, "operation": label(operation)}
@@ -92,40 +92,65 @@ def other_labels(labels: RequestLabels) -> RequestLabels:
 
 
 def fold_requests(columns: list[RequestColumn], tally: Tally, invalid: Invalid) -> int:
-    """Move all rows into `tally`; returns how many there were."""
-    recorded = 0
-    durations: dict[bytes, list[np.ndarray[tuple[int], np.dtype[np.float64]]]] = {}
+    """Move all rows into `tally`; returns how many there were.
+
+    All columns at once: the event loop waits meanwhile, and a column by itself would cost as much as a thousand rows.
+    """
+    by_duration: dict[bytes, list[RequestColumn]] = {}
     for column in columns:
         if not column.announced:
             column.announced = True
             for key in column.known:
                 tally.count(key, 0)
+        if len(column.rows) >= ROW.size:
+            by_duration.setdefault(column.duration, []).append(column)
+    used = [column for group in by_duration.values() for column in group]
+    if not used:
+        return 0
+    taken = []
+    for column in used:
         size = len(column.rows) // ROW.size * ROW.size
-        if size:
-            rows = np.frombuffer(bytes(column.rows[:size])).reshape(-1, 4).T
-            del column.rows[:size]  # a prefix, as in `take`: rows appended meanwhile stay
-            n = rows.shape[1]
-            recorded += n
-            tally.count(column.requests, n * ONE)
-            if column.errors is not None:
-                tally.count(column.errors, n * ONE)
-            times, inputs, outputs, costs = (np.ascontiguousarray(row) for row in rows)
-            for key, values in ((column.tokens_in, inputs), (column.tokens_out, outputs)):
-                good = valid(values)
-                invalid.add("tokens", n - len(good)) if len(good) < n else None
-                tally.count(key, total(good))
-            priced = valid(costs)
-            given = n - int(np.isnan(costs).sum())
-            if given > len(priced):
-                invalid.add("cost", given - len(priced))
-            tally.count(column.cost, total(priced))
-            if column.errors is None and given < n:
-                tally.count(column.unpriced, (n - given) * ONE)
-            good = valid(times)
-            timed = n - int(np.isnan(times).sum())
-            if timed > len(good):
-                invalid.add("response_time", timed - len(good))
-            durations.setdefault(column.duration, []).append(good)
-    for key, parts in durations.items():
-        tally.observe(key, parts)
-    return recorded
+        taken.append(column.rows[:size])
+        del column.rows[:size]  # a prefix, as in `take`: rows appended meanwhile stay
+    tables = [np.frombuffer(rows).reshape(-1, 4) for rows in taken]
+    lengths = np.array([len(table) for table in tables])
+    times, inputs, outputs, costs = (np.concatenate([table[:, i] for table in tables]) for i in range(4))
+
+    tokens_in = totals(_or_zero(inputs, invalid, "tokens"), lengths)
+    tokens_out = totals(_or_zero(outputs, invalid, "tokens"), lengths)
+    no_cost = np.isnan(costs)
+    unpriced = np.add.reduceat(no_cost, np.cumsum(lengths) - lengths, dtype=np.int64).tolist()
+    priced = totals(_or_zero(np.where(no_cost, 0.0, costs), invalid, "cost"), lengths)
+    for i, (column, n) in enumerate(zip(used, lengths.tolist(), strict=True)):
+        tally.count(column.requests, n * ONE)
+        if column.errors is not None:
+            tally.count(column.errors, n * ONE)
+        tally.count(column.tokens_in, tokens_in[i])
+        tally.count(column.tokens_out, tokens_out[i])
+        tally.count(column.cost, priced[i])
+        if column.errors is None and unpriced[i]:
+            tally.count(column.unpriced, unpriced[i] * ONE)
+
+    group = np.repeat([g for g, columns in enumerate(by_duration.values()) for _ in columns], lengths)
+    _fold_durations(list(by_duration), times, group, tally, invalid)
+    return int(lengths.sum())
+
+
+def _fold_durations(keys: list[bytes], times: F64, group: I64, tally: Tally, invalid: Invalid) -> None:
+    """Add `times` to the distributions `keys`; `group` (ascending) says to which. NaN is a time that was not given."""
+    good = valid(times)
+    if wrong := int((~(good | np.isnan(times))).sum()):
+        invalid.add("response_time", wrong)
+    lengths = np.bincount(group[good], minlength=len(keys))
+    timed = np.flatnonzero(lengths)
+    for i, new in zip(timed.tolist(), distributions(times[good], lengths[timed]), strict=True):
+        tally.add(keys[i], new)
+
+
+def _or_zero(values: F64, invalid: Invalid, reason: str) -> F64:
+    """`values` with 0 for those that may not be recorded; they are counted."""
+    good = valid(values)
+    if good.all():
+        return values
+    invalid.add(reason, len(good) - int(good.sum()))
+    return np.where(good, values, 0.0)

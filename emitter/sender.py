@@ -15,7 +15,7 @@ from ..proto.errors import BusError, BusRefused, FrameError
 from ..proto.logs import get_logger
 from ..proto.streams import read_settings
 from ..proto.subjects import Subjects, frame_id
-from ..proto.wire import SENT_HEADER, Resend, Settings, decode
+from ..proto.wire import MAX_PAYLOAD, SENT_HEADER, Resend, Settings, decode
 from .outbox import Outbox, Sent
 
 log = get_logger(__name__)
@@ -24,6 +24,8 @@ log = get_logger(__name__)
 #: break.
 MAX_IN_FLIGHT = 32
 _BACKOFF_S = (0.1, 2.0)
+#: Room for a frame's headers, bytes: the message id holds the node's name.
+_HEADERS = 1024
 
 
 class Sender:
@@ -36,6 +38,7 @@ class Sender:
         outbox: Outbox,
         clock: Clock,
         on_settings: Callable[[Settings], None],
+        jitter_s: float = 0.0,
     ) -> None:
         self._options = options
         self._subjects = subjects
@@ -47,10 +50,18 @@ class Sender:
         self._changed = asyncio.Condition()
         self._deliveries: set[asyncio.Task[None]] = set()
         self._random = random.Random()
+        # One place in the spread for the whole life of the process: windows stay evenly apart.
+        self._spread_s = jitter_s * self._random.random()
+        self._hurry = asyncio.Event()
 
     @property
     def connected(self) -> bool:
         return self._bus is not None and self._bus.connected
+
+    def hurry(self) -> None:
+        """Send at once from now on: the process is about to end."""
+        self._hurry.set()
+        self._wake.set()
 
     def wake(self) -> None:
         """There is something new in the outbox. Call it in the sender's loop."""
@@ -60,7 +71,12 @@ class Sender:
         """Connect, and send until cancelled."""
         try:
             self._bus = await self._connect()
+            # The server's limit is for payload and headers.
+            self._outbox.max_payload = min(MAX_PAYLOAD, self._bus.max_payload - _HEADERS)
+            for sent in self._outbox.in_flight:  # of a run before this one, that an error has ended
+                self._start(self._bus, sent)
             while True:
+                await self._spread()
                 await self._send_all(self._bus)
                 self._wake.clear()
                 with contextlib.suppress(TimeoutError):
@@ -117,6 +133,13 @@ class Sender:
             current = await read_settings(bus, self._subjects)
             if current is not None:
                 self._on_settings(current)
+
+    async def _spread(self) -> None:
+        """Wait this node's share of the jitter, so that a large fleet does not publish in one instant."""
+        if self._spread_s and self._outbox.has_drafts and not self._hurry.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(self._spread_s):
+                    await self._hurry.wait()
 
     async def _send_all(self, bus: Bus) -> None:
         while bus.connected and len(self._deliveries) < MAX_IN_FLIGHT:

@@ -6,20 +6,31 @@ A `Tally` is exact and mergeable: sums are integers in units of 2^-64 (`proto.ex
 
 from __future__ import annotations
 
-import math
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from ..proto import exact
-from ..proto.columns import NO_COUNTERS, NO_GAUGES, NO_SKETCHES, CounterColumns, GaugeColumns, SketchColumns, join_keys
+from ..proto.columns import (
+    MAX_COUNT,
+    NO_COUNTERS,
+    NO_GAUGES,
+    NO_SKETCHES,
+    CounterColumns,
+    GaugeColumns,
+    SketchColumns,
+    join_keys,
+)
 from ..proto.exact import F64, I64
 from ..proto.keys import partition_of
 from ..proto.sketch import SMALLEST_NORMAL, index_of
 
-# A wider spread of indices than this is counted by sorting: an array of all indices between would cost more.
+# Up to so many cells, and some for each value, are counted in an array of all of them; more by sorting the values.
 _DENSE = 4096
+_LOW, _HALF = np.uint64(0xFFFF_FFFF), np.uint64(32)
 
 
 @dataclass(slots=True)
@@ -51,31 +62,67 @@ class Distribution:
 
 def distribution(values: F64) -> Distribution:
     """The distribution of at least one value, all within 0…`exact.MAX_VALUE`."""
-    positive = values[values >= SMALLEST_NORMAL]
-    indices = counts = np.zeros(0, np.int64)
-    if len(positive):
-        index = index_of(positive)
-        low = int(index.min())
-        if int(index.max()) - low < _DENSE:
-            dense = np.bincount(index - low)
-            used = np.flatnonzero(dense)
-            indices, counts = used + low, dense[used]
-        else:
-            indices, counts = np.unique(index, return_counts=True)
-    return Distribution(
-        zero=len(values) - len(positive),
-        units=exact.total(values),
-        minimum=float(values.min()),
-        maximum=float(values.max()),
-        indices=indices,
-        counts=counts,
-    )
+    return distributions(values, np.array([len(values)]))[0]
 
 
-def valid(values: F64) -> F64:
-    """The values that may be recorded: 0 or more, finite, at most `exact.MAX_VALUE`. NaN fails both comparisons."""
-    good = (values >= 0.0) & (values <= exact.MAX_VALUE)
-    return values if good.all() else values[good]
+def distributions(values: F64, lengths: I64) -> list[Distribution]:
+    """The distribution of each run of `values`; `lengths` gives the runs' lengths, each at least 1.
+
+    All runs at once, because at a window's edge there are hundreds, mostly short, and the proxy waits meanwhile.
+    """
+    n = len(lengths)
+    if not n:
+        return []
+    values = values + 0.0  # makes 0.0 of -0.0, which frames refuse
+    units = totals(values, lengths)
+    starts = np.cumsum(lengths) - lengths
+    minimum = np.minimum.reduceat(values, starts).tolist()
+    maximum = np.maximum.reduceat(values, starts).tolist()
+    run = np.repeat(np.arange(n), lengths)
+    normal = values >= SMALLEST_NORMAL
+    if not normal.all():
+        values, run = values[normal], run[normal]
+    zero = (lengths - np.bincount(run, minlength=n)).tolist()
+    index = index_of(values)
+    low = int(index.min(initial=0))
+    width = int(index.max(initial=low)) - low + 1
+    cells = run * width + (index - low)  # one number for run and index
+    if n * width <= _DENSE + 4 * len(cells):
+        dense = np.bincount(cells)
+        used = np.flatnonzero(dense != 0)
+        counts = dense[used]
+    else:
+        used, counts = np.unique(cells, return_counts=True)
+    run = used // width
+    indices = used - run * width + low
+    ends = np.searchsorted(run, np.arange(n), side="right").tolist()
+    slices = [slice(start, end) for start, end in itertools.pairwise([0, *ends])]
+    return [
+        Distribution(zero[i], units[i], minimum[i], maximum[i], indices[at], counts[at]) for i, at in enumerate(slices)
+    ]
+
+
+def totals(values: F64, lengths: I64) -> list[int]:
+    """`exact.total` of each run of `values`; `lengths` gives the runs' lengths, each at least 1."""
+    if not len(lengths):
+        return []
+    starts = np.cumsum(lengths) - lengths
+    floor = np.floor(values)
+    wholes = np.add.reduceat(floor.astype(np.int64), starts).tolist()
+    rest = np.subtract(values, floor, out=floor)
+    if not rest.any():
+        return [w << 64 for w in wholes]
+    rest *= float(exact.ONE)
+    fraction = rest.astype(np.uint64)
+    # Halves, because a sum of 64-bit fractions would wrap.
+    high = np.add.reduceat(fraction >> _HALF, starts).tolist()
+    low = np.add.reduceat(fraction & _LOW, starts).tolist()
+    return [(w << 64) + (h << 32) + f for w, h, f in zip(wholes, high, low, strict=True)]
+
+
+def valid(values: F64) -> npt.NDArray[np.bool_]:
+    """Which values may be recorded: 0 or more, finite, at most `exact.MAX_VALUE`. NaN fails both comparisons."""
+    return (values >= 0.0) & (values <= exact.MAX_VALUE)
 
 
 @dataclass(slots=True)
@@ -95,7 +142,10 @@ class Tally:
         all_values = np.concatenate([np.zeros(0), *values])
         if not len(all_values):
             return
-        new = distribution(all_values)
+        self.add(key, distribution(all_values))
+
+    def add(self, key: bytes, new: Distribution) -> None:
+        """Add to a distribution."""
         old = self.sketches.get(key)
         self.sketches[key] = old.merge(new) if old is not None else new
 
@@ -108,8 +158,7 @@ class Tally:
             if mine is None or at_ms >= mine[1]:
                 self.gauges[key] = (value, at_ms)
         for key, theirs in other.sketches.items():
-            own = self.sketches.get(key)
-            self.sketches[key] = own.merge(theirs) if own is not None else theirs
+            self.add(key, theirs)
 
     def split(self, partitions: int) -> list[Tally]:
         """One tally for each partition, by `partition_of` the key."""
@@ -125,15 +174,16 @@ class Tally:
         return parts
 
     def halves(self) -> tuple[Tally, Tally]:
-        """Two tallies that merge to this one, each with half of every kind of series."""
-        one, two = Tally(), Tally()
-        for i, (key, units) in enumerate(self.counters.items()):
-            (one, two)[i % 2].counters[key] = units
-        for i, (key, gauge) in enumerate(self.gauges.items()):
-            (one, two)[i % 2].gauges[key] = gauge
-        for i, (key, sketch) in enumerate(self.sketches.items()):
-            (one, two)[i % 2].sketches[key] = sketch
-        return one, two
+        """Two tallies that merge to this one, each with half of the series, of each kind about half."""
+        halves = (Tally(), Tally())
+        turn = itertools.cycle(halves)  # on from kind to kind, so that two series of two kinds part as well
+        for key, units in self.counters.items():
+            next(turn).counters[key] = units
+        for key, gauge in self.gauges.items():
+            next(turn).gauges[key] = gauge
+        for key, sketch in self.sketches.items():
+            next(turn).sketches[key] = sketch
+        return halves
 
     @property
     def series(self) -> int:
@@ -177,11 +227,13 @@ class Tally:
         )
 
     def fits_u32(self, other: Tally) -> bool:
-        """Whether no bucket of the merge would pass a frame's u32, and no sum its limit."""
-        limit = (1 << 32) - 1
+        """Whether no bucket of the merge would pass a frame's limit, and no sum its own."""
         for key, mine in self.sketches.items():
             theirs = other.sketches.get(key)
-            if theirs is not None and int(mine.counts.sum() + theirs.counts.sum()) > limit:
+            if (
+                theirs is not None
+                and max(mine.zero + theirs.zero, int(mine.counts.sum() + theirs.counts.sum())) > MAX_COUNT
+            ):
                 return False
             if theirs is not None and mine.units + theirs.units > exact.MAX_DELTA << 64:
                 return False
@@ -191,4 +243,4 @@ class Tally:
 
 def is_number(value: object) -> bool:
     """Whether `value` is a finite real number that a gauge may hold."""
-    return isinstance(value, int | float) and math.isfinite(value) and abs(value) <= exact.MAX_TOTAL
+    return isinstance(value, int | float) and abs(value) <= exact.MAX_TOTAL  # NaN fails it, and so does infinity
