@@ -74,11 +74,11 @@ class CumulativeSketches:
         known[known] = self.slots[at[known]] == slots[known]
         if not known.all():
             # New buckets are rare once a service has run for a while; only then is the array made anew.
-            merged = np.union1d(self.slots, slots[~known])
-            grown = np.zeros(len(merged), np.int64)
-            grown[np.searchsorted(merged, self.slots)] = self.counts
-            self.slots, self.counts = merged, grown
-            at = np.searchsorted(merged, slots)
+            fresh = np.unique(slots[~known])
+            places = np.searchsorted(self.slots, fresh)
+            self.slots = np.insert(self.slots, places, fresh)
+            self.counts = np.insert(self.counts, places, 0)
+            at = np.searchsorted(self.slots, slots)
         self.counts[at] += counts
 
     def below(self, limits: I64) -> npt.NDArray[np.int64]:

@@ -48,16 +48,17 @@ class TextExposition:
     def _metric(self, fold: GatewayFold, name: str, kind: Kind) -> Iterator[str]:
         match kind:
             case Kind.COUNTER:
-                values = fold.totals[name].values
+                values = fold.totals_of(name)
                 yield self._header(name, kind)
                 prefix = self._prefix
                 for key in sorted(values):
-                    # repr() of an int has no exponent, and of a float the fewest digits that give it back.
-                    yield f"{prefix(key)}{values[key]!r}"
+                    value = values[key]
+                    yield f"{prefix(key)}{value if isinstance(value, int) else _number(value)}"
             case Kind.GAUGE:
                 found: dict[bytes, float] = {}
                 for columns in fold.gauges_of(name):
-                    found.update(zip(columns.keys, merged(name, columns).tolist(), strict=True))
+                    for key, value in zip(columns.keys, merged(name, columns).tolist(), strict=True):
+                        found[key] = found.get(key, 0.0) + value  # a key of several partitions: each has its share
                 if found:
                     yield self._header(name, kind)
                     for key in sorted(found):
@@ -104,19 +105,21 @@ class TextExposition:
 
     def _header(self, name: str, kind: Kind) -> str:
         metric = self._known(name, kind)
-        help_text = metric.help if metric is not None and metric.help else f"A {kind} of the fleet."
+        help_text = metric.help if metric is not None else f"A {kind} of the fleet's own."
         return f"# HELP {PREFIX}{name} {help_text.translate(_ESCAPE_HELP)}\n# TYPE {PREFIX}{name} {kind}"
 
     def _known(self, name: str, kind: Kind) -> Metric | None:
         if name not in self._metrics:
             try:
-                self._metrics[name] = get(name) or define(name, kind)
+                self._metrics[name] = get(name) or define(name, kind, help=f"A {kind} of the fleet's own.")
             except CatalogueError:
                 self._metrics[name] = None
         return self._metrics[name]
 
     def _trim(self, fold: GatewayFold) -> None:
-        series = sum(len(t.values) for t in fold.totals.values()) + sum(len(c.keys) for c in fold.cumulative.values())
+        series = sum(len(t.values) for shards in fold.totals.values() for t in shards.values()) + sum(
+            len(c.keys) for c in fold.cumulative.values()
+        )
         if len(self._prefixes) > 2 * series + 10_000:
             self._prefixes.clear()
 
@@ -128,7 +131,8 @@ def _labels(labels: dict[str, str]) -> str:
 
 
 def _number(value: float) -> str:
-    return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
+    # A whole number has neither point nor exponent; repr() of another is the fewest digits that give it back.
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
 def own_metrics(version: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+import numpy as np
+
 from ..proto.exact import F64, to_float
 from ..proto.window import WindowGauges
 
@@ -17,7 +19,7 @@ class Merge(StrEnum):
 
 
 #: Each node holds its own share of these.
-_SUM = frozenset({"cache_entries", "cache_used_bytes", "cache_limit_bytes", "requests_in_flight"})
+_SUM = frozenset({"cache_entries", "cache_used_bytes", "cache_limit_bytes", "requests_in_flight", "series"})
 #: All nodes look at the same thing outside; who looked last knows best. Adding these up would be wrong.
 _NEWEST_PREFIXES = ("ratelimit_", "budget_", "provider_health", "cooldown_until")
 
@@ -35,8 +37,14 @@ def merged(metric: str, gauges: WindowGauges) -> F64:
     """One value per series of a gauge metric, by its rule."""
     match merge_of(metric):
         case Merge.SUM:
-            return to_float(gauges.whole, gauges.fraction)
+            return _as_set(gauges, to_float(gauges.whole, gauges.fraction))
         case Merge.NEWEST:
             return gauges.last
         case Merge.AVERAGE:
-            return gauges.average()
+            return _as_set(gauges, gauges.average())
+
+
+def _as_set(gauges: WindowGauges, values: F64) -> F64:
+    """What a single node has set is shown as it set it: a sum is rounded down to 2^-64, which shows below 2^-12."""
+    shown: F64 = np.where(gauges.nodes == 1, gauges.last, values)
+    return shown

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .metrics_json import document, rfc3339
+from .metrics_json import rfc3339
 from .view import View
 
 Json = dict[str, Any]
@@ -26,13 +26,13 @@ STALE_LEAST_MS = 10_000
 
 
 def health(
-    view: View, now_ms: int, uptime_s: float, version: str, connected: bool, event_time: bool
+    view: View, metrics: Json, now_ms: int, uptime_s: float, version: str, connected: bool, event_time: bool
 ) -> tuple[int, Json]:
     """HTTP status (200, or 503 when unhealthy) and body. Only what there is data of is checked.
 
+    `metrics` are those of `metrics_json.document`, made once a window.
     `event_time`: the cluster replays old time, so a window's age says nothing.
     """
-    metrics = document(view, now_ms)["metrics"]
     checks: Json = {"pipeline": _pipeline(view, now_ms, connected, event_time, metrics["nodes"])}
     if metrics["providers"]:
         checks["providers"] = _providers(metrics["providers"])

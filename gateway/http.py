@@ -58,6 +58,7 @@ class Gateway:
         self._event_time = event_time
         self._started = clock.monotonic()
         self._rendered = Rendered()
+        self._document: tuple[int, dict[str, Any]] | None = None
         self._text = exposition.TextExposition(exposition.own_metrics(version))
 
     def application(self) -> web.Application:
@@ -81,13 +82,18 @@ class Gateway:
     def json_body(self) -> Body:
         """The newest JSON; rendered now unless it was."""
 
-        def render() -> bytes:
-            start = time.perf_counter()
-            body = metrics_json.document(View(self._fold), self._clock.now_ms())
-            body["collection_duration_ms"] = round((time.perf_counter() - start) * 1000, 3)
-            return msgspec.json.encode(body)
+        return self._rendered.get(
+            "json", self._fold.generation, JSON, lambda: msgspec.json.encode(self._json_document())
+        )
 
-        return self._rendered.get("json", self._fold.generation, JSON, render)
+    def _json_document(self) -> dict[str, Any]:
+        """What JSON and health are made of, collected once for each state of the fold."""
+        if self._document is None or self._document[0] != self._fold.generation:
+            start = time.perf_counter()
+            document = metrics_json.document(View(self._fold), self._clock.now_ms())
+            document["collection_duration_ms"] = round((time.perf_counter() - start) * 1000, 3)
+            self._document = (self._fold.generation, document)
+        return self._document[1]
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
         wanted = best_type(request.headers.get("Accept", ""), (JSON, TEXT))
@@ -101,6 +107,7 @@ class Gateway:
     async def _health(self, request: web.Request) -> web.StreamResponse:
         status, body = health(
             View(self._fold),
+            self._json_document()["metrics"],
             self._clock.now_ms(),
             self._clock.monotonic() - self._started,
             self._version,

@@ -54,18 +54,37 @@ def _window(view: View) -> Json | None:
     }
 
 
+class _Groups:
+    """A metric's series, and those of each provider and of each model: so that one of them costs only its own."""
+
+    def __init__(self, series: Iterable[tuple[Labels, Any]]) -> None:
+        self.all = list(series)
+        self.by: dict[str, dict[str, list[tuple[Labels, Any]]]] = {"provider": {}, "model": {}}
+        for labels, value in self.all:
+            for name, groups in self.by.items():
+                if name in labels:
+                    groups.setdefault(labels[name], []).append((labels, value))
+
+    def of(self, wanted: Labels) -> list[tuple[Labels, Any]]:
+        """The series of a provider or a model, as ``{"model": …}``; all for no label."""
+        for name, value in wanted.items():
+            return self.by[name].get(value, [])
+        return self.all
+
+
 class _Calls:
     """The request metrics of a view, read once and grouped as needed."""
 
     def __init__(self, view: View) -> None:
         self._view = view
-        self._requests = list(view.totals("requests_total"))
-        self._increments = list(view.increments("requests_total"))
+        self._requests = _Groups(view.totals("requests_total"))
+        self._increments = _Groups(view.increments("requests_total"))
         self._errors = list(view.totals("request_errors_total"))
-        self._tokens = list(view.totals("tokens_total"))
-        self._costs = list(view.totals("cost_usd_total"))
-        self._latencies = list(view.sketches("request_duration_seconds"))
+        self._tokens = _Groups(view.totals("tokens_total"))
+        self._costs = _Groups(view.totals("cost_usd_total"))
+        self._latencies = _Groups(view.sketches("request_duration_seconds"))
         self._first_tokens = list(view.sketches("time_to_first_token_seconds"))
+        self._remaining = _Groups(view.gauges("ratelimit_remaining_requests"))
 
     def application(self) -> Json:
         errors = {kind: _total(self._errors, error_type=kind) for kind in ERROR_TYPES}
@@ -82,22 +101,23 @@ class _Calls:
 
     def providers(self) -> dict[str, Json]:
         found: dict[str, Json] = {}
-        for provider in sorted({labels["provider"] for labels, _ in self._requests if "provider" in labels}):
+        for provider in sorted(self._requests.by["provider"]):
             wanted = {"provider": provider}
             calls = self._calls(wanted)
-            models = sorted({own["model"] for own, _ in self._requests if _has(own, wanted) and "model" in own})
+            models = sorted({own["model"] for own, _ in self._requests.of(wanted) if "model" in own})
+            remaining = [value for _, value in self._remaining.of(wanted)]
             found[provider] = {
                 "requests": calls["total_requests"],
                 **calls,
                 **self._tokens_of(wanted),
-                "rate_limit_remaining": self._view.gauge("ratelimit_remaining_requests", provider=provider),
+                "rate_limit_remaining": sum(remaining) / len(remaining) if remaining else None,
                 "models_used": models,
             }
         return found
 
     def models(self) -> dict[str, Json]:
         found: dict[str, Json] = {}
-        for model in sorted({labels["model"] for labels, _ in self._requests if "model" in labels}):
+        for model in sorted(self._requests.by["model"]):
             wanted = {"model": model}
             calls = self._calls(wanted)
             tokens = self._tokens_of(wanted)
@@ -110,30 +130,30 @@ class _Calls:
         return found
 
     def _calls(self, wanted: Labels) -> Json:
-        requests = _total(self._requests, **wanted)
-        failed = _total(self._requests, **wanted, outcome="error")
-        in_window = _total(self._increments, **wanted)
-        latency = _merged(self._latencies, wanted)
+        requests = _total(self._requests.of(wanted))
+        failed = _total(self._requests.of(wanted), outcome="error")
+        in_window = _total(self._increments.of(wanted))
+        latency = _merged(self._latencies.of(wanted), wanted)
         percentiles = _percentiles(latency)
         return {
             "total_requests": requests,
             "successful_requests": requests - failed,
             "failed_requests": failed,
             "success_rate": _ratio(requests - failed, requests),
-            "error_rate": _ratio(_total(self._increments, **wanted, outcome="error"), in_window),
+            "error_rate": _ratio(_total(self._increments.of(wanted), outcome="error"), in_window),
             "avg_response_time_ms": _finite(latency.mean * 1000),
             **{f"{name}_response_time_ms": value for name, value in percentiles.items()},
             "requests_per_second": _rate(in_window, self._view.seconds),
         }
 
     def _tokens_of(self, wanted: Labels) -> Json:
-        tokens_in = _total(self._tokens, **wanted, type="input")
-        tokens_out = _total(self._tokens, **wanted, type="output")
+        tokens_in = _total(self._tokens.of(wanted), type="input")
+        tokens_out = _total(self._tokens.of(wanted), type="output")
         return {
             "input_tokens": tokens_in,
             "output_tokens": tokens_out,
             "total_tokens": tokens_in + tokens_out,
-            "cost_usd": _total(self._costs, **wanted),
+            "cost_usd": _total(self._costs.of(wanted)),
         }
 
 

@@ -15,13 +15,21 @@ import msgspec
 import numpy as np
 
 from ..proto.bus import LogMessage
-from ..proto.catalogue import Kind
-from ..proto.errors import FrameError, SnapshotError
+from ..proto.catalogue import CATALOGUE, Kind, define
+from ..proto.errors import CatalogueError, FrameError, SeriesKeyError, SnapshotError
 from ..proto.exact import to_float
 from ..proto.fold import Output
+from ..proto.keys import LABEL_SEP, check_key
 from ..proto.logs import get_logger
-from ..proto.subjects import SEALED
-from ..proto.window import WindowCounters, WindowGauges, window_counters, window_gauges, window_sketches
+from ..proto.subjects import SEALED, resolution_name
+from ..proto.window import (
+    WindowCounters,
+    WindowGauges,
+    WindowSketches,
+    window_counters,
+    window_gauges,
+    window_sketches,
+)
 from ..proto.wire import LogPosition, Part, Sealed, decode
 from .cumulative import CumulativeSketches
 
@@ -31,7 +39,7 @@ log = get_logger(__name__)
 #: them.
 KEEP_BYTES = 256 * 1024 * 1024
 
-_Place = tuple[LogPosition, int, int]
+_Place = tuple[LogPosition, int]
 
 
 class Totals:
@@ -58,11 +66,13 @@ class Totals:
 class GatewayFold:
     """State of a whole cluster. See `proto.fold.Fold` for the contract; it has no output."""
 
-    version = 1
+    version = 2
 
     def __init__(self) -> None:
         self.kinds: dict[str, Kind] = {}
-        self.totals: dict[str, Totals] = {}
+        #: By metric, then partition: the aggregator's own metrics have the same keys in each, and so has a series that
+        #: moved when the number of partitions changed. Their sum is right for both.
+        self.totals: dict[str, dict[int, Totals]] = {}
         self.cumulative: dict[str, CumulativeSketches] = {}
         #: The newest sealed marker of each partition, at the base resolution.
         self.sealed: dict[int, Sealed] = {}
@@ -72,8 +82,17 @@ class GatewayFold:
         self.generation = 0
         self.repetitions = 0
         self.malformed: dict[str, int] = {}
-        self._newest: dict[tuple[str, int, int], _Place] = {}
-        self._pending: dict[tuple[int, int, int], list[Part]] = {}
+        #: The newest place of each (metric, resolution, partition), and the pieces seen of it. Pieces are published at
+        #: once, so a retry may put them into the log in any order.
+        self._newest: dict[tuple[str, int, int], tuple[_Place, set[int]]] = {}
+        #: By (resolution, partition, start, revision).
+        self._pending: dict[tuple[int, int, int, int], list[Part]] = {}
+        #: End of the newest window, and minus its length: what is shorter ends first, so a rollup is never the newest.
+        self._base = (0, 0)
+        #: Start of the newest window that was dropped because of KEEP_BYTES; -1 for none.
+        self._dropped_ms = -1
+        # Key columns that have passed, only to save looking at them again; not a part of the state.
+        self._passed: dict[tuple[str, int, int], bytes] = {}
         #: Parts of sketches that count in `cumulative`, by (start, metric, partition): oldest first.
         self._kept: dict[tuple[int, str, int], list[Part]] = {}
         self._kept_bytes = 0
@@ -85,39 +104,57 @@ class GatewayFold:
             if tokens[2] == "window" and tokens[4] == SEALED:
                 self._seal(decode(Sealed, message.data))
             elif tokens[2] in ("window", "late"):
-                self._part(decode(Part, message.data))
+                part = decode(Part, message.data)
+                place = ["late"] if part.resolution_ms == 0 else ["window", resolution_name(part.resolution_ms)]
+                if tokens[2:] != [*place, part.metric, str(part.partition)]:
+                    raise FrameError("subject", f"a part of {part.metric[:80]!r} came on {message.subject[:200]!r}")
+                self._part(part)
         except (FrameError, IndexError) as problem:
             reason = problem.reason if isinstance(problem, FrameError) else "subject"
-            self.malformed[reason] = self.malformed.get(reason, 0) + 1
-            log.warning("window can't be read", every_s=10.0, key=reason, subject=message.subject, reason=str(problem))
+            self._count(reason, str(problem), message.subject)
         return ()
 
+    def _count(self, reason: str, detail: str, subject: str = "") -> None:
+        self.malformed[reason] = self.malformed.get(reason, 0) + 1
+        log.warning("window can't be read", every_s=10.0, key=reason, subject=subject, reason=reason, detail=detail)
+
     def _part(self, part: Part) -> None:
-        _check(part)
-        source = (part.metric, part.resolution_ms, part.partition)
-        place = (part.position, part.start_ms, part.piece)
-        newest = self._newest.get(source)
-        if newest is not None and place <= newest:
-            self.repetitions += 1
+        self._check(part)
+        if self._repeated((part.metric, part.resolution_ms, part.partition), part.position, part.start_ms, part.piece):
             return
-        self._newest[source] = place
         if part.resolution_ms == 0:
             self._take_totals(part)
             if part.sketches:
                 self.cumulative.setdefault(part.metric, CumulativeSketches()).add(window_sketches(part))
             self.generation += 1
             return
-        self._pending.setdefault((part.partition, part.start_ms, part.revision), []).append(part)
+        self._wait(part)
+
+    def _repeated(self, source: tuple[str, int, int], position: LogPosition, start_ms: int, piece: int) -> bool:
+        """Whether this is not newer than what came before; if it is newer, it is noted."""
+        place = (position, start_ms)
+        newest, pieces = self._newest.get(source, (None, set()))
+        if newest is not None and (place < newest or (place == newest and piece in pieces)):
+            self.repetitions += 1
+            return True
+        if place == newest:
+            pieces.add(piece)
+        else:
+            self._newest[source] = (place, {piece})
+        return False
+
+    def _wait(self, part: Part) -> None:
+        key = (part.resolution_ms, part.partition, part.start_ms, part.revision)
+        self._pending.setdefault(key, []).append(part)
 
     def _seal(self, marker: Sealed) -> None:
-        source = (SEALED, marker.resolution_ms, marker.partition)
-        place = (marker.position, marker.start_ms, 0)
-        newest = self._newest.get(source)
-        if newest is not None and place <= newest:
-            self.repetitions += 1
+        if self._repeated((SEALED, marker.resolution_ms, marker.partition), marker.position, marker.start_ms, 0):
             return
-        self._newest[source] = place
-        parts = self._pending.pop((marker.partition, marker.start_ms, marker.revision), [])
+        waited = (marker.resolution_ms, marker.partition, marker.start_ms, marker.revision)
+        parts = self._pending.pop(waited, [])
+        self._base = max(self._base, (marker.end_ms, -marker.resolution_ms))
+        if marker.resolution_ms != -self._base[1]:
+            return  # a rollup: made of windows that have been counted
         before = self.sealed.get(marker.partition)
         is_current = before is None or marker.start_ms >= before.start_ms
         if is_current:
@@ -139,13 +176,18 @@ class GatewayFold:
     def _take_totals(self, part: Part) -> None:
         if part.counters:
             self.kinds[part.metric] = Kind.COUNTER
-            self.totals.setdefault(part.metric, Totals()).take(window_counters(part))
+            self.totals.setdefault(part.metric, {}).setdefault(part.partition, Totals()).take(window_counters(part))
 
     def _replace_sketches(self, parts: list[Part]) -> None:
         for key in {(part.start_ms, part.metric, part.partition) for part in parts}:
-            for old in self._kept.pop(key, ()):
-                self._kept_bytes -= _size(old)
-                self.cumulative[old.metric].subtract(window_sketches(old))
+            if key in self._kept:
+                for old in self._kept.pop(key):
+                    self._kept_bytes -= _size(old)
+                    self.cumulative[old.metric].subtract(window_sketches(old))
+            elif key[0] <= self._dropped_ms:
+                # What it had added is not known any more: better without the correction than with all of it twice.
+                self._count("forgotten_window", f"window {key[0]} of {key[1]} was dropped to save memory")
+                parts = [part for part in parts if (part.start_ms, part.metric, part.partition) != key]
         for part in parts:
             self.cumulative.setdefault(part.metric, CumulativeSketches()).add(window_sketches(part))
             self._kept.setdefault((part.start_ms, part.metric, part.partition), []).append(part)
@@ -156,20 +198,24 @@ class GatewayFold:
         for key in list(self._kept):
             if key[0] >= horizon and self._kept_bytes <= KEEP_BYTES:
                 break  # insertion follows time closely enough: what is younger comes later
+            if key[0] >= horizon:
+                self._dropped_ms = max(self._dropped_ms, key[0])
             self._kept_bytes -= sum(map(_size, self._kept.pop(key)))
-        for place in [place for place in self._pending if place[1] < horizon]:
-            del self._pending[place]
+        for place in [place for place in self._pending if place[2] < horizon]:
+            for part in self._pending.pop(place):
+                self._count("no_marker", f"part of {part.metric[:80]!r} for window {part.start_ms} was never sealed")
 
     def snapshot(self) -> bytes:
         """The whole state."""
         return msgspec.msgpack.encode(
             {
                 "kinds": self.kinds,
-                "totals": {metric: totals.values for metric, totals in self.totals.items()},
+                "totals": {m: {p: t.values for p, t in shards.items()} for m, shards in self.totals.items()},
                 "cumulative": {metric: sums.pack() for metric, sums in self.cumulative.items()},
                 "sealed": self.sealed,
                 "current": [part for parts in self.current.values() for part in parts],
-                "newest": [[*source, *place] for source, place in self._newest.items()],
+                "newest": [[*source, *place, sorted(seen)] for source, (place, seen) in self._newest.items()],
+                "places": [*self._base, self._dropped_ms],
                 "pending": [part for parts in self._pending.values() for part in parts],
                 "kept": [part for parts in self._kept.values() for part in parts],
                 "counts": [self.generation, self.repetitions],
@@ -188,44 +234,93 @@ class GatewayFold:
 
     def _unpack(self, state: dict[str, Any]) -> None:
         self.kinds = {metric: Kind(kind) for metric, kind in state["kinds"].items()}
-        for metric, values in state["totals"].items():
-            self.totals[metric] = Totals()
-            self.totals[metric].values = dict(values)
+        for metric, shards in state["totals"].items():
+            for partition, values in shards.items():
+                totals = self.totals.setdefault(metric, {})[partition] = Totals()
+                totals.values = dict(values)
         self.cumulative = {metric: CumulativeSketches.unpack(packed) for metric, packed in state["cumulative"].items()}
         self.sealed = msgspec.convert(state["sealed"], dict[int, Sealed])
         for part in msgspec.convert(state["current"], list[Part]):
             self.current.setdefault((part.metric, part.partition), []).append(part)
-        for metric, resolution_ms, partition, position, start_ms, piece in state["newest"]:
-            place = (msgspec.convert(position, LogPosition), start_ms, piece)
-            self._newest[metric, resolution_ms, partition] = place
+        for metric, resolution_ms, partition, position, start_ms, pieces in state["newest"]:
+            place = (msgspec.convert(position, LogPosition), start_ms)
+            self._newest[metric, resolution_ms, partition] = (place, set(pieces))
+        end_ms, minus_resolution, self._dropped_ms = state["places"]
+        self._base = (end_ms, minus_resolution)
         for part in msgspec.convert(state["pending"], list[Part]):
-            self._pending.setdefault((part.partition, part.start_ms, part.revision), []).append(part)
+            self._wait(part)
         for part in msgspec.convert(state["kept"], list[Part]):
             self._kept.setdefault((part.start_ms, part.metric, part.partition), []).append(part)
             self._kept_bytes += _size(part)
         self.generation, self.repetitions = state["counts"]
         self.malformed = dict(state["malformed"])
 
+    def totals_of(self, metric: str) -> dict[bytes, int | float]:
+        """Running totals by key, over all partitions."""
+        shards = list(self.totals.get(metric, {}).values())
+        if len(shards) == 1:
+            return shards[0].values
+        found: dict[bytes, int | float] = {}
+        for shard in shards:
+            for key, value in shard.values.items():
+                found[key] = found.get(key, 0) + value
+        return found
+
+    def _check(self, part: Part) -> None:
+        """Raise FrameError unless all of the part can be taken and shown: after that nothing of it can fail."""
+        kinds = [bool(part.counters), bool(part.gauges), bool(part.sketches)]
+        if sum(kinds) != 1:
+            raise FrameError("malformed", f"part of {part.metric[:80]!r} has {sum(kinds)} kinds of columns, expected 1")
+        columns: WindowCounters | WindowGauges | WindowSketches
+        if part.counters:
+            columns = window_counters(part)
+        elif part.gauges:
+            columns = gauges = window_gauges(part)
+            if not gauges.nodes.all():
+                raise FrameError("range", f"part of {part.metric[:80]!r} has a gauge of no nodes")
+            if not all(np.isfinite(a).all() for a in (gauges.minimum, gauges.maximum, gauges.last)):
+                raise FrameError("not_finite", f"part of {part.metric[:80]!r} has a gauge that is NaN or infinite")
+        else:
+            columns = sketches = window_sketches(part)
+            if len(sketches.counts) and int(np.abs(sketches.counts).max()) > 1 << 53:
+                raise FrameError("range", f"part of {part.metric[:80]!r} has a bucket count over 2^53")
+        self._check_kind(part)
+        self._check_keys(part, columns.keys)
+
+    def _check_kind(self, part: Part) -> None:
+        kind, metric = _kind(part), part.metric
+        listed = CATALOGUE.get(metric)
+        expected = listed.kind if listed is not None else self.kinds.get(metric)
+        if expected is None:
+            try:
+                define(metric, kind, help="?")  # only for what it refuses
+            except CatalogueError as error:
+                raise FrameError("catalogue", str(error)) from error
+        elif expected != kind:
+            raise FrameError("kind", f"{metric} came as a {kind}, it is a {expected}")
+
+    def _check_keys(self, part: Part, keys: list[bytes]) -> None:
+        blob = (part.counters or part.gauges or part.sketches)[0]
+        source = (part.metric, part.partition, part.piece)
+        if self._passed.get(source) == blob:
+            return
+        if len(set(keys)) != len(keys):
+            raise FrameError("duplicate_key", f"part of {part.metric} repeats a key")
+        name = part.metric.encode()
+        for key in keys:
+            if key.partition(LABEL_SEP)[0] != name:
+                raise FrameError("key", f"part of {part.metric} has a key of another metric: {key[:80]!r}")
+            try:
+                check_key(key)
+            except SeriesKeyError as error:
+                raise FrameError("key", str(error)) from error
+        self._passed[source] = blob
+
     def gauges_of(self, metric: str) -> list[WindowGauges]:
         """A gauge metric's columns of the newest window, one for each part."""
         return [
             window_gauges(p) for (name, _), parts in self.current.items() if name == metric for p in parts if p.gauges
         ]
-
-
-def _check(part: Part) -> None:
-    """Raise FrameError unless the part's columns fit together: after that nothing of it can fail."""
-    kinds = [bool(part.counters), bool(part.gauges), bool(part.sketches)]
-    if sum(kinds) != 1:
-        raise FrameError("malformed", f"part of {part.metric[:80]!r} has {sum(kinds)} kinds of columns, expected 1")
-    if part.counters:
-        window_counters(part)
-    elif part.gauges:
-        window_gauges(part)
-    else:
-        sketches = window_sketches(part)
-        if len(sketches.counts) and int(np.abs(sketches.counts).max()) > 1 << 53:
-            raise FrameError("range", f"part of {part.metric[:80]!r} has a bucket count over 2^53")
 
 
 def _kind(part: Part) -> Kind:

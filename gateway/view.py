@@ -47,10 +47,8 @@ class View:
 
     def totals(self, metric: str) -> Iterator[tuple[Labels, int | float]]:
         """Each series' running total."""
-        totals = self._fold.totals.get(metric)
-        if totals is not None:
-            for key, value in totals.values.items():
-                yield _decoded(key)[1], value
+        for key, value in self._fold.totals_of(metric).items():
+            yield _decoded(key)[1], value
 
     def total(self, metric: str, **labels: str) -> int | float | None:
         """Sum of the running totals of the series with these labels; None when there is no such series."""

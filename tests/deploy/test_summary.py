@@ -41,7 +41,7 @@ def text_of(tree: Mapping[str, Any]) -> str:
 def test_line():
     """One line tells the fleet's numbers with their units."""
     assert line(FULL) == (
-        "requests/s 25.4  p50 246 ms  p95 1,200 ms  p99 12.0 s  errors 2.0%  tokens/s 812.0  cost $3.50  "
+        "requests/s 25.4  p50 246 ms  p95 1,200 ms  p99 12.0 s  errors 2.0%  output tokens/s 812.0  cost $3.50  "
         "nodes 3 live, 1 stale  complete 75.0%"
     )
 
