@@ -16,8 +16,8 @@ import numpy as np
 from ..proto.bus import LogMessage
 from ..proto.catalogue import Kind
 from ..proto.errors import FrameError, SnapshotError
-from ..proto.exact import I64
-from ..proto.fold import Output, Publication
+from ..proto.exact import I64, MAX_TOTAL
+from ..proto.fold import Output
 from ..proto.logs import get_logger
 from ..proto.subjects import Subjects, node_of_token
 from ..proto.wire import (
@@ -32,9 +32,9 @@ from ..proto.wire import (
     decode,
     decode_header,
     frame_of,
-    window_start,
 )
-from .kernel import CounterSums, SketchLayout, bucket_ranges
+from .grid import Grid, Span
+from .kernel import CounterSums, SketchLayout, bucket_ranges, check_sums
 from .ledger import Ledgers
 from .nodes import Incarnation, Node, NodeTable, Verdict
 from .parts import Place, counter_columns, gauge_columns, publications, sealed_output, sketch_columns
@@ -52,8 +52,8 @@ _REVISION_DELAY_MS = 1000
 _MAX_IDLE_WINDOWS = 720
 #: Nodes that a marker names as missing.
 _MAX_NAMED = 32
-#: A gap is waited for so long, ms of broker time, before its node's progress counts without it.
-_GAP_PATIENCE_MS = 10_000
+#: A clock error below an interval is corrected once so many samples agree: a single one may be a slow delivery.
+_SAMPLES_FOR_SMALL_SKEW = 3
 
 
 class AggregatorFold:
@@ -65,6 +65,7 @@ class AggregatorFold:
         self.subjects = Subjects(cluster)
         self.partition = partition
         self.settings = settings
+        self.grid = Grid.of(settings.interval_ms)
         self.nodes = NodeTable()
         self.ledger = Ledgers()
         self.series = SeriesTables(settings.max_series_per_metric, settings.max_series)
@@ -78,6 +79,9 @@ class AggregatorFold:
         # A node that the next window waits for. Only saves looking at all nodes for each frame; not a part of the
         # state.
         self._laggard: Node | None = None
+        # No total is above this, with all that open windows will add: only absurd increments take it past the limit,
+        # and only then sums are looked at. Not a part of the state.
+        self._ceiling = 0
         self._tick_subject = self.subjects.tick(partition)
         self._delta_prefix = self.subjects.delta(partition, "")
 
@@ -99,6 +103,7 @@ class AggregatorFold:
         elif message.subject == self.subjects.settings:
             self._settings(message)
         outputs += self._due(position)
+        outputs.sort(key=lambda output: output.order)  # a late part may be of a later window than a correction
         return outputs
 
     def _settings(self, message: LogMessage) -> None:
@@ -109,9 +114,12 @@ class AggregatorFold:
             return
         if settings != self.settings:
             log.info("settings change", sequence=message.sequence, **msgspec.structs.asdict(settings))
-            if settings.interval_ms != self.settings.interval_ms and self.next_start is not None:
-                # Align the first window of the new length; what is open stays where it is.
-                self.next_start -= self.next_start % settings.interval_ms
+            if self.next_start is None:
+                self.grid = Grid.of(settings.interval_ms)
+            elif settings.interval_ms != self.settings.interval_ms:
+                # Windows that are open, and those that nodes are filling now, keep their length.
+                begun_ms = max([self.next_start, *(self.grid.span(start_ms).end_ms for start_ms in self.windows)])
+                self.grid.change(settings.interval_ms, max(begun_ms, self.now_ms if settings.clock == "broker" else 0))
             self.settings = settings
             self.series.set_caps(settings.max_series_per_metric, settings.max_series)
 
@@ -123,54 +131,61 @@ class AggregatorFold:
             raise FrameError("node_claim", f"a frame of node {wire.node[:80]!r} came on the subject of node {node!r}")
         if wire.partition != self.partition:
             raise FrameError("partition", f"a frame of partition {wire.partition} came on that of {self.partition}")
-        start_ms, end_ms = self._span(wire, message)
-        verdict, missing, incarnation = self.nodes.admit(wire, self.now_ms, _sent_ms(message))
-        self.ledger.gap += missing
+        sample_ms = _skew_sample(message)
+        start_ms, end_ms = self._span(wire, sample_ms)
+        verdict, missing, incarnation = self.nodes.admit(wire, self.now_ms, sample_ms)
+        self.ledger.missed(missing)
         if verdict is Verdict.DUPLICATE:
             self.ledger.duplicate += 1
             return iter(())
         # The promise stands whatever the columns hold: nothing else will come with this sequence.
-        self._promise(wire, start_ms, end_ms, incarnation)
+        span = self._promise(wire, start_ms, end_ms, incarnation)
         frame = frame_of(wire)
-        outputs, late = self._merge(frame, window_start(start_ms, end_ms, self.settings.interval_ms), position)
+        outputs, late = self._merge(frame, span, position)
         self.ledger.applied += 1
         self.ledger.healed += verdict is Verdict.HEALED
         self.ledger.late += late
         return iter(outputs)
 
-    def _span(self, wire: FrameWire, message: LogMessage) -> tuple[int, int]:
-        """The frame's span in broker time: shifted when the node's clock is off by more than an interval."""
+    def _span(self, wire: FrameWire, sample_ms: int | None) -> tuple[int, int]:
+        """The frame's span in broker time: moved by whole intervals when the node's clock is wrong."""
         if self.settings.clock == "event":
             return wire.start_ms, wire.end_ms
-        sent_ms = _sent_ms(message)
-        skew_ms = self.nodes.skew_ms(wire.node)
-        if sent_ms is not None:
-            known = self.nodes.nodes.get(wire.node)
-            skew_ms = (
-                sent_ms - message.time_ms
-                if known is None or not known.samples
-                else max(skew_ms, sent_ms - message.time_ms)
-            )
-        shift_ms = skew_ms if abs(skew_ms) > self.settings.interval_ms else 0
+        interval_ms = self.settings.interval_ms
+        samples = self.nodes.samples(wire.node, sample_ms)
+        skew_ms = max(samples, default=0)  # delay makes a sample too small, never too large
+        shift_ms = 0
+        if abs(skew_ms) > interval_ms or len(samples) >= _SAMPLES_FOR_SMALL_SKEW:
+            # Whole intervals, so that a window of the node's is a window here. Rounded so that a frame arrives at most
+            # this long after its window's end, and not past the deadline, from every window.
+            tolerance_ms = min(interval_ms, max(self.settings.seal_deadline_ms, 1000)) // 2
+            shift_ms = (skew_ms + tolerance_ms) // interval_ms * interval_ms
         start_ms, end_ms = max(0, wire.start_ms - shift_ms), max(0, wire.end_ms - shift_ms)
-        limit_ms = self.now_ms + _FUTURE_INTERVALS * self.settings.interval_ms
-        if start_ms > limit_ms or end_ms > limit_ms + self.settings.interval_ms:
+        longest_ms = self.grid.longest_ms  # a node may not have heard yet that windows are shorter now
+        limit_ms = self.now_ms + _FUTURE_INTERVALS * longest_ms
+        if start_ms > limit_ms or end_ms > limit_ms + longest_ms:
             raise FrameError(
                 "future_window",
                 f"node {wire.node!r} reports [{start_ms}, {end_ms}) at broker time {self.now_ms} ms; check its clock",
             )
         return start_ms, end_ms
 
-    def _promise(self, wire: FrameWire, start_ms: int, end_ms: int, incarnation: Incarnation) -> None:
+    def _promise(self, wire: FrameWire, start_ms: int, end_ms: int, incarnation: Incarnation) -> Span:
+        """Note what the frame promises; the window that it counts in."""
         incarnation.promise(start_ms if wire.kind in (FrameKind.MORE, FrameKind.HELLO) else end_ms)
+        span = self.grid.of_frame(start_ms, end_ms)
         if self.next_start is None:
-            self.next_start = window_start(start_ms, end_ms, self.settings.interval_ms)
+            self.next_start = span.start_ms
             if self.settings.clock == "broker":
-                oldest = self.now_ms - self.settings.lateness_ms
-                self.next_start = max(self.next_start, oldest - oldest % self.settings.interval_ms)
+                oldest_ms = max(0, self.now_ms - self.settings.lateness_ms)
+                self.next_start = max(self.next_start, self.grid.span(oldest_ms).start_ms)
+        return span
 
-    def _merge(self, frame: Frame, start_ms: int, position: LogPosition) -> tuple[list[Output], bool]:
-        """Add the frame's columns to its window, all or nothing; also what goes out at once, and whether it was late."""
+    def _merge(self, frame: Frame, span: Span, position: LogPosition) -> tuple[list[Output], bool]:
+        """Add the frame's columns to its window, all or nothing. Returns what goes out at once, and whether it was
+        late.
+        """
+        start_ms = span.start_ms
         columns = {
             kind: (c.keys, n)
             for kind, c, n in (
@@ -185,7 +200,7 @@ class AggregatorFold:
         assert self.next_start is not None
         resolved = self.series.resolve(columns, frame.node)
         late = start_ms < self.next_start
-        closed = start_ms < self.next_start - self.settings.lateness_ms
+        closed = start_ms < self.next_start - self.settings.lateness_ms and start_ms not in self.windows
         window = Window(start_ms) if closed else self.windows.get(start_ms) or Window(start_ms)
         self._check(frame, resolved, window)
         self._add(frame, resolved, window, late)
@@ -193,12 +208,12 @@ class AggregatorFold:
             if one.overflow:
                 self.ledger.overflowed(one.overflow)
         if closed:
-            return self._totals_only(window, position), True
+            return self._totals_only(window, span, position), True
         self.windows[start_ms] = window
         if late:
             window.dirty_ms = window.dirty_ms or self.now_ms
             incarnation = self.nodes.nodes[frame.node].newest
-            if incarnation.progress_ms >= start_ms + self.settings.interval_ms:
+            if incarnation.progress_ms >= span.end_ms:
                 window.missing.discard(frame.node)
         return [], late
 
@@ -207,13 +222,22 @@ class AggregatorFold:
         tables = self.series.tables
         if (r := resolved.get(Kind.COUNTER)) is not None:
             self.totals.reserve(len(tables[Kind.COUNTER]))
-            self.totals.check(r.ids, frame.counters.whole)
+            self._check_totals(r, frame.counters.whole)
             window.counters.reserve(len(tables[Kind.COUNTER]))
-            window.counters.check(r.ids, frame.counters.whole)
         if (r := resolved.get(Kind.HISTOGRAM)) is not None:
             used, first, last = bucket_ranges(frame.sketches.lengths, frame.sketches.indices)
             self._hold(len(tables[Kind.HISTOGRAM]), r.ids[used], first, last)
             window.check_sketches(frame, r, len(tables[Kind.HISTOGRAM]), self.layout)
+
+    def _check_totals(self, resolved: Resolved, whole: I64) -> None:
+        """Raise FrameError (``overflow``) if a total could pass 2^62 with these increments."""
+        most = int(whole.max()) * (1 if resolved.distinct else len(whole))
+        if self._ceiling + most > MAX_TOTAL:
+            open_sums = [w.counters for start, w in self.windows.items() if start >= (self.next_start or 0)]
+            self._ceiling = sum(sums.most for sums in (self.totals, *open_sums))
+            if self._ceiling + most > MAX_TOTAL:
+                check_sums([self.totals, *open_sums], resolved.ids, whole)
+        self._ceiling += most
 
     def _hold(self, series: int, ids: I64, first: I64, last: I64) -> None:
         wider = self.layout.wider(series, ids, first, last)
@@ -239,8 +263,6 @@ class AggregatorFold:
         if self.next_start is None:
             return outputs
         sealing = self._cause_to_seal()
-        if sealing:
-            self.nodes.give_up(self.now_ms, _GAP_PATIENCE_MS)
         outputs += self._revisions(position, at_once=bool(sealing))
         while sealing:
             outputs.append(self._seal(sealing, position))
@@ -251,7 +273,7 @@ class AggregatorFold:
         """Why the next window is to be sealed now; empty when it is not."""
         assert self.next_start is not None
         settings = self.settings
-        end_ms = self.next_start + settings.interval_ms
+        end_ms = self.grid.span(self.next_start).end_ms
         laggard = self._laggard
         overdue = settings.clock == "broker" and self.now_ms >= end_ms + settings.seal_deadline_ms
         if (
@@ -277,8 +299,7 @@ class AggregatorFold:
     def _seal(self, cause: str, position: LogPosition) -> Output:
         assert self.next_start is not None
         settings = self.settings
-        start_ms = self.next_start
-        end_ms = start_ms + settings.interval_ms
+        start_ms, end_ms, _ = self.grid.span(self.next_start)
         live = self.nodes.live(self.now_ms, settings.node_timeout_ms)
         window = self.windows.pop(start_ms, None) or Window(start_ms)
         window.cause = cause
@@ -300,11 +321,17 @@ class AggregatorFold:
         horizon = self.next_start - self.settings.lateness_ms
         for start_ms in [s for s, w in self.windows.items() if s < horizon and not w.dirty_ms]:
             del self.windows[start_ms]
+        self.grid.forget(min([horizon, *self.windows]))
         self.nodes.forget(self.now_ms)
-        if not live and not any(s >= self.next_start for s in self.windows) and self.settings.clock == "broker":
-            # Nobody has been there for long: do not seal the night window by window.
-            oldest = self.now_ms - _MAX_IDLE_WINDOWS * self.settings.interval_ms
-            self.next_start = max(self.next_start, oldest - oldest % self.settings.interval_ms)
+        # After a long time without anybody do not seal the night window by window.
+        reached = [s for s in self.windows if s >= self.next_start]
+        if self.settings.clock == "broker":
+            reached.append(self.now_ms)
+        else:
+            reached += [node.newest.progress_ms for node in live]
+        oldest_ms = min(reached, default=0) - _MAX_IDLE_WINDOWS * self.settings.interval_ms
+        if oldest_ms > self.next_start:
+            self.next_start = self.grid.span(oldest_ms).start_ms
 
     def _revisions(self, position: LogPosition, at_once: bool) -> list[Output]:
         """Sealed windows that late frames have corrected, together rather than once a frame."""
@@ -326,8 +353,8 @@ class AggregatorFold:
     def _publish(self, window: Window, position: LogPosition, own: bool, delay_ms: int | None) -> Output:
         window.revision += 1
         settings = self.settings
-        end_ms = window.start_ms + settings.interval_ms
-        place = Place(self.partition, settings.interval_ms, window.start_ms, end_ms, window.revision, position)
+        start_ms, end_ms, resolution_ms = self.grid.span(window.start_ms)
+        place = Place(self.partition, resolution_ms, start_ms, end_ms, window.revision, position)
         columns = list(self._columns(window))
         heard = len(window.expected) - len(window.missing)
         if own:
@@ -347,8 +374,8 @@ class AggregatorFold:
         parts, metrics = publications(self.subjects, place, columns, MAX_PAYLOAD)
         marker = Sealed(
             partition=self.partition,
-            resolution_ms=settings.interval_ms,
-            start_ms=window.start_ms,
+            resolution_ms=resolution_ms,
+            start_ms=start_ms,
             end_ms=end_ms,
             revision=window.revision,
             position=position,
@@ -357,18 +384,18 @@ class AggregatorFold:
             nodes_expected=len(window.expected),
             nodes_heard=heard,
             missing=sorted(window.missing)[:_MAX_NAMED],
-            gaps=self.nodes.missing,
+            gaps=min(self.nodes.missing, MAX_TOTAL),
             metrics=metrics,
             ledger=self.ledger.message(),
+            lateness_ms=settings.lateness_ms,
         )
         return sealed_output(self.subjects, parts, marker, place)
 
-    def _totals_only(self, window: Window, position: LogPosition) -> list[Output]:
+    def _totals_only(self, window: Window, span: Span, position: LogPosition) -> list[Output]:
         """What came after its window was closed for good: it counts in totals, and is said apart."""
-        place = Place(self.partition, 0, window.start_ms, window.start_ms + self.settings.interval_ms, 0, position)
-        parts: list[Publication]
-        parts, _ = publications(self.subjects, place, self._columns(window, gauges=False), MAX_PAYLOAD)
-        return [Output((position, window.start_ms), [parts])] if parts else []
+        place = Place(self.partition, 0, span.start_ms, span.end_ms, 0, position)
+        stages, _ = publications(self.subjects, place, self._columns(window, gauges=False), MAX_PAYLOAD)
+        return [Output((position, span.start_ms), stages)] if stages else []
 
     def _columns(self, window: Window, gauges: bool = True) -> Iterator[tuple[Kind, str, list[bytes]]]:
         tables = self.series.tables
@@ -389,6 +416,7 @@ class AggregatorFold:
         return msgspec.msgpack.encode(
             {
                 "settings": self.settings,
+                "grid": self.grid,
                 "now_ms": self.now_ms,
                 "next_start": self.next_start,
                 "nodes": [node for _, node in sorted(self.nodes.nodes.items())],
@@ -411,6 +439,7 @@ class AggregatorFold:
 
     def _unpack(self, state: dict[str, Any]) -> None:
         self.settings = msgspec.convert(state["settings"], Settings)
+        self.grid = msgspec.convert(state["grid"], Grid)
         self.now_ms = state["now_ms"]
         self.next_start = state["next_start"]
         for node in msgspec.convert(state["nodes"], list[Node]):
@@ -433,7 +462,7 @@ class AggregatorFold:
             self.windows[window.start_ms] = window
 
 
-def _sent_ms(message: LogMessage) -> int | None:
-    """The sender's clock at transmission, from the header; None without a usable one."""
+def _skew_sample(message: LogMessage) -> int | None:
+    """How far the sender's clock was ahead when it sent this, ms, less the delay; None without a usable header."""
     text = message.headers.get(SENT_HEADER, "")
-    return int(text) if text.isascii() and text.isdigit() and len(text) <= 15 else None
+    return int(text) - message.time_ms if text.isascii() and text.isdigit() and len(text) <= 15 else None

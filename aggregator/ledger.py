@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..proto.exact import MAX_TOTAL
 from ..proto.keys import encode_key
 from ..proto.wire import Ledger
 
@@ -26,6 +27,10 @@ class Ledgers:
 
     def reject(self, reason: str) -> None:
         self.rejected[reason] = self.rejected.get(reason, 0) + 1
+
+    def missed(self, sequences: int) -> None:
+        # Nonsense sequences must not take the count out of 64 bits.
+        self.gap = min(self.gap + sequences, MAX_TOTAL)
 
     def overflowed(self, counts: Mapping[str, int]) -> None:
         for metric, n in counts.items():

@@ -6,6 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
+from ..proto.errors import FrameError
 from ..proto.wire import FrameKind, FrameWire
 
 #: Incarnations are remembered so long after their last frame, ms: an emitter may repeat a frame whose acknowledgement
@@ -13,6 +14,17 @@ from ..proto.wire import FrameKind, FrameWire
 REMEMBER_MS = 24 * 3600 * 1000
 #: Clock samples a node's skew is estimated from.
 _SKEW_SAMPLES = 8
+#: No delivery takes so long, ms: the broker's answer is waited for five seconds, then the frame is sent anew. A sample
+#: that much smaller than those before is a clock that was put back, and they say nothing any more.
+_CLOCK_STEP_MS = 10_000
+#: A gap is waited for so long, ms of broker time, before its node's progress counts without it.
+GAP_PATIENCE_MS = 10_000
+#: Gaps of one process that may still heal; of more, the oldest counts as lost. Bounds what nonsense can make us keep.
+MAX_GAPS = 1000
+#: Incarnations of one name that are remembered: a process that is restarted every ten seconds for a day.
+MAX_INCARNATIONS = 10_000
+#: Names that are remembered; further ones are refused.
+MAX_NODES = 50_000
 
 
 class Verdict(StrEnum):
@@ -46,12 +58,18 @@ class Incarnation(msgspec.Struct, kw_only=True):
     left: bool = False
 
     def admit(self, sequence: int, now_ms: int) -> tuple[Verdict, int]:
-        """Note a sequence; returns the verdict and how many sequences are newly missing."""
+        """Note a sequence; returns the verdict and how many sequences are newly missing.
+
+        Gaps older than `GAP_PATIENCE_MS` are given up: only a process that goes on sending has to be freed of them.
+        """
         self.last_seen_ms = now_ms
+        for gap in self.gaps:
+            gap.given_up = gap.given_up or now_ms - gap.since_ms > GAP_PATIENCE_MS
         if sequence > self.top:
             missing = sequence - self.top - 1
             if missing:
                 self.gaps.append(Gap(self.top + 1, sequence - 1, now_ms))
+                del self.gaps[:-MAX_GAPS]
             self.top = sequence
             return Verdict.NEW, missing
         for i, gap in enumerate(self.gaps):
@@ -80,7 +98,11 @@ class Incarnation(msgspec.Struct, kw_only=True):
 
 
 class Node(msgspec.Struct, kw_only=True):
-    """All incarnations of a name, oldest first. `skew_ms` is how far its clock is ahead of the broker's."""
+    """All incarnations of a name, in the order in which they were first heard of.
+
+    The last one is the process that lives. Its number would say the same, were it not made from a clock that may have
+    been put back. `samples` are the newest readings of its clock, less the broker's.
+    """
 
     name: str
     incarnations: list[Incarnation] = []
@@ -93,16 +115,24 @@ class Node(msgspec.Struct, kw_only=True):
 
     @property
     def skew_ms(self) -> int:
-        # Delay makes a sample too small, never too large; so the largest of several is the best.
+        """How far the node's clock is ahead of the broker's: delay makes a sample too small, never too large."""
         return max(self.samples, default=0)
 
+    def samples_with(self, sample_ms: int | None) -> list[int]:
+        """The samples after one more."""
+        if sample_ms is None:
+            return self.samples
+        if sample_ms < self.skew_ms - _CLOCK_STEP_MS:
+            return [sample_ms]
+        return [*self.samples[1 - _SKEW_SAMPLES :], sample_ms]
+
     def incarnation(self, number: int) -> Incarnation:
-        for one in self.incarnations:
+        for one in reversed(self.incarnations):
             if one.number == number:
                 return one
         new = Incarnation(number=number)
         self.incarnations.append(new)
-        self.incarnations.sort(key=lambda one: one.number)
+        del self.incarnations[:-MAX_INCARNATIONS]
         return new
 
 
@@ -112,23 +142,27 @@ class NodeTable:
     def __init__(self) -> None:
         self.nodes: dict[str, Node] = {}
 
-    def admit(self, frame: FrameWire, now_ms: int, sent_ms: int | None) -> tuple[Verdict, int, Incarnation]:
-        """Note a frame's sequence and its sender's clock."""
+    def admit(self, frame: FrameWire, now_ms: int, sample_ms: int | None) -> tuple[Verdict, int, Incarnation]:
+        """Note a frame's sequence, and how far its sender's clock was ahead. Raises FrameError (``nodes``)."""
         node = self.nodes.get(frame.node)
         if node is None:
+            if len(self.nodes) >= MAX_NODES:
+                raise FrameError("nodes", f"{MAX_NODES} names in a day are the limit; node {frame.node!r} is a new one")
             node = self.nodes[frame.node] = Node(name=frame.node)
         node.last_seen_ms = now_ms
-        if sent_ms is not None:
-            node.samples = [*node.samples[1 - _SKEW_SAMPLES :], sent_ms - now_ms]
+        node.samples = node.samples_with(sample_ms)
         incarnation = node.incarnation(frame.incarnation)
         verdict, missing = incarnation.admit(frame.sequence, now_ms)
         if verdict is not Verdict.DUPLICATE and frame.kind == FrameKind.BYE:
             incarnation.left = True
         return verdict, missing, incarnation
 
-    def skew_ms(self, name: str) -> int:
+    def samples(self, name: str, sample_ms: int | None) -> list[int]:
+        """The clock samples of a node, this one included."""
         node = self.nodes.get(name)
-        return node.skew_ms if node is not None else 0
+        if node is None:
+            return [] if sample_ms is None else [sample_ms]
+        return node.samples_with(sample_ms)
 
     def live(self, now_ms: int, timeout_ms: int) -> list[Node]:
         """Nodes whose newest process has not left and was heard within the time-out, by name."""
@@ -150,15 +184,6 @@ class NodeTable:
     def missing(self) -> int:
         """Sequences that are missing now, over all."""
         return sum(one.missing for node in self.nodes.values() for one in node.incarnations)
-
-    def give_up(self, now_ms: int, after_ms: int) -> None:
-        """Stop waiting for gaps that are older than `after_ms`; should one heal later, it counts as late."""
-        for node in self.nodes.values():
-            for one in node.incarnations:
-                for gap in one.gaps:
-                    if not gap.given_up and now_ms - gap.since_ms > after_ms:
-                        gap.given_up = True
-                        one.settle()
 
     def forget(self, now_ms: int) -> None:
         """Drop what was last heard more than `REMEMBER_MS` ago."""

@@ -98,9 +98,12 @@ def _sorted(table: SeriesTable, ids: I64) -> tuple[list[bytes], list[int]]:
 
 def publications(
     subjects: Subjects, place: Place, columns: Iterable[tuple[Kind, str, list[bytes]]], max_payload: int
-) -> tuple[list[Publication], list[str]]:
-    """One message a metric (more, numbered, when it is too large for one), and the metrics' names."""
-    found: list[Publication] = []
+) -> tuple[list[list[Publication]], list[str]]:
+    """One message a metric (more, numbered, when it is too large for one), and the metrics' names.
+
+    In stages: the pieces of a metric must be stored in their order, or a reader would take the earlier for a repetition.
+    """
+    stages: list[list[Publication]] = []
     metrics: list[str] = []
     for kind, metric, packed in columns:
         subject = (
@@ -125,15 +128,17 @@ def publications(
                 piece=i,
                 pieces=len(pieces),
             )
-            found.append(Publication(subject, encode(part), f"{metric}.{place.id}.{i}"))
-    return found, metrics
+            if i == len(stages):
+                stages.append([])
+            stages[i].append(Publication(subject, encode(part), f"{metric}.{place.id}.{i}"))
+    return stages, metrics
 
 
-def sealed_output(subjects: Subjects, parts: list[Publication], marker: Sealed, place: Place) -> Output:
+def sealed_output(subjects: Subjects, parts: list[list[Publication]], marker: Sealed, place: Place) -> Output:
     """The parts, then the marker that says they are all."""
     subject = subjects.sealed(place.resolution_ms, place.partition)
     seal = Publication(subject, encode(marker), f"_sealed.{place.id}")
-    return Output((place.position, place.start_ms), [parts, [seal]] if parts else [[seal]])
+    return Output((place.position, place.start_ms), [*parts, [seal]])
 
 
 def _pieces(kind: Kind, packed: list[bytes], limit: int) -> Iterator[list[bytes]]:

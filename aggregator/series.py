@@ -15,10 +15,19 @@ from ..proto.catalogue import GROUPS, Kind, get
 from ..proto.columns import join_keys, split_keys
 from ..proto.errors import FrameError, SeriesKeyError
 from ..proto.exact import I64
-from ..proto.keys import check_key, label_of, metric_of, other_key
+from ..proto.keys import LABEL_SEP, VALUE_SEP, check_key, label_of, metric_of, other_key
 
 #: What only the pipeline itself may report.
 RESERVED = frozenset(metric.name for metric in GROUPS["Pipeline"])
+
+#: Metrics that may exist beside the catalogue's, and further ``other`` series past the caps, of a metric (one for each
+#: set of label names) and in all. A marker names every metric, and must fit into a message.
+MAX_METRICS = 1000
+_SPARE_OTHERS, _SPARE_SERIES = 16, 1000
+#: What takes in the series that have not even an ``other`` of their own any more. Nothing is lost, not even then.
+CATCH_ALL = {Kind.COUNTER: b"other_total", Kind.GAUGE: b"other", Kind.HISTOGRAM: b"other_values"}
+
+_NODE_LABEL = LABEL_SEP + b"node" + VALUE_SEP
 
 #: Bytes of key columns whose resolution is remembered.
 _CACHE_BYTES = 64 * 1024 * 1024
@@ -73,7 +82,7 @@ class SeriesTables:
         self.max_per_metric = max_per_metric
         self.max_series = max_series
         self.tables = {kind: SeriesTable(kind) for kind in Kind}
-        self._kinds: dict[str, Kind] = {}
+        self._kinds = {metric_of(key): kind for kind, key in CATCH_ALL.items()}
         self._cache: dict[tuple[Kind, bytes], Resolved] = {}
         self._cached_bytes = 0
         self._newest: dict[tuple[Kind, str], tuple[bytes, Resolved]] = {}
@@ -99,10 +108,11 @@ class SeriesTables:
         """
         found: dict[Kind, Resolved] = {}
         fresh: dict[Kind, list[bytes]] = {}
+        kinds: dict[str, Kind] = {}  # of the metrics that are new with this frame
         for kind, (blob, n) in columns.items():
             resolved = self._remembered(kind, blob, node)
             if resolved is None:
-                fresh[kind] = self._checked(kind, blob, n, node)
+                fresh[kind] = self._checked(kind, blob, n, node, kinds)
             elif len(resolved.ids) != n:
                 raise FrameError("length", f"{len(resolved.ids)} keys for {n} {kind} values")
             elif resolved.node not in (None, node):
@@ -110,11 +120,12 @@ class SeriesTables:
             else:
                 found[kind] = resolved
         for kind, keys in fresh.items():
-            found[kind] = self._assign(kind, keys)
-            self._remember(kind, columns[kind][0], found[kind], node)
+            blob = columns[kind][0]
+            found[kind] = self._assign(kind, keys, node if _NODE_LABEL in blob else None)
+            self._remember(kind, blob, found[kind], node)
         return found
 
-    def _checked(self, kind: Kind, blob: bytes, n: int, node: str) -> list[bytes]:
+    def _checked(self, kind: Kind, blob: bytes, n: int, node: str, kinds: dict[str, Kind]) -> list[bytes]:
         keys = split_keys(blob)
         if len(keys) != n:
             raise FrameError("length", f"{len(keys)} keys for {n} {kind} values")
@@ -128,37 +139,50 @@ class SeriesTables:
                     check_key(key)
                 except SeriesKeyError as error:
                     raise FrameError("key", str(error)) from error
-                self._check_kind(kind, metric_of(key))
-            of = label_of(key, b"node")
-            if of is not None and of != claimed:
-                raise FrameError("node_claim", f"node {node!r} reports a series of node {of[:80]!r}")
+                self._check_kind(kind, metric_of(key), kinds)
+        if _NODE_LABEL in blob:  # one search, where most columns have no such label in a thousand keys
+            for key in keys:
+                of = label_of(key, b"node")
+                if of is not None and of != claimed:
+                    raise FrameError("node_claim", f"node {node!r} reports a series of node {of[:80]!r}")
         return keys
 
-    def _check_kind(self, kind: Kind, metric: str) -> None:
+    def _check_kind(self, kind: Kind, metric: str, kinds: dict[str, Kind]) -> None:
         if metric in RESERVED:
             raise FrameError("reserved", f"{metric} is reported by the pipeline itself, not by nodes")
         listed = get(metric)
-        expected = listed.kind if listed is not None else self._kinds.get(metric, kind)
+        expected = listed.kind if listed is not None else self._kinds.get(metric) or kinds.setdefault(metric, kind)
         if expected != kind:
             raise FrameError("kind", f"{metric} came as a {kind}, it is a {expected}")
 
-    def _assign(self, kind: Kind, keys: list[bytes]) -> Resolved:
+    def _assign(self, kind: Kind, keys: list[bytes], node: str | None) -> Resolved:
         table = self.tables[kind]
         overflow: dict[str, int] = {}
-        ids = []
-        node: str | None = None
-        for key in keys:
-            if (of := label_of(key, b"node")) is not None:
-                node = of.decode()
-            if key not in table.ids:
-                metric = metric_of(key)
-                self._kinds[metric] = kind
-                if len(table.by_metric.get(metric, ())) >= self.max_per_metric or len(self) >= self.max_series:
-                    overflow[metric] = overflow.get(metric, 0) + 1
-                    key = other_key(key)
-            ids.append(table.add(key))
+        known = table.ids.get
+        ids = [i if (i := known(key)) is not None else self._add(table, key, overflow) for key in keys]
         array = np.array(ids, np.int64)
         return Resolved(array, not overflow or len(np.unique(array)) == len(array), node, overflow)
+
+    def _add(self, table: SeriesTable, key: bytes, overflow: dict[str, int]) -> int:
+        """The id for a new key."""
+        home = self._home(table, key)
+        metric = metric_of(home)
+        self._kinds[metric] = table.kind
+        if home != key:
+            overflow[metric] = overflow.get(metric, 0) + 1
+        return table.add(home)
+
+    def _home(self, table: SeriesTable, key: bytes) -> bytes:
+        """The series that a new key adds to: its own, or past the caps one that many share."""
+        metric = metric_of(key)
+        members = len(table.by_metric.get(metric, ()))
+        if not members and get(metric) is None and sum(len(t.by_metric) for t in self.tables.values()) >= MAX_METRICS:
+            return CATCH_ALL[table.kind]
+        if members < self.max_per_metric and len(self) < self.max_series:
+            return key
+        other = other_key(key)
+        room = members < self.max_per_metric + _SPARE_OTHERS and len(self) < self.max_series + _SPARE_SERIES
+        return other if room or other in table.ids else CATCH_ALL[table.kind]
 
     def _remembered(self, kind: Kind, blob: bytes, node: str) -> Resolved | None:
         # A node's last column first: comparing is a memcmp, hashing reads the bytes with more care.

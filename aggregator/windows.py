@@ -41,6 +41,8 @@ class Window:
         self.sketches = SketchSums()
         self.gauges = GaugeReports()
         self._frozen: SketchCells | None = None
+        # What `sketch_cells` has worked out and nothing has changed since: a seal asks for it more than once.
+        self._cells: SketchCells | None = None
 
     def add_counters(self, frame: Frame, resolved: Resolved, series: int) -> None:
         self.counters.reserve(series)
@@ -54,11 +56,12 @@ class Window:
         """Raise FrameError if the frame's sketches would overflow a sum. The layout must hold them."""
         self._thaw(layout)
         self.sketches.reserve(series, layout)
-        self.sketches.check(resolved.ids, frame.sketches.whole)
+        self.sketches.check(resolved.ids, frame.sketches.whole, resolved.distinct)
 
     def add_sketches(self, frame: Frame, resolved: Resolved, layout: SketchLayout) -> None:
         """After `check_sketches` of the same."""
         s = frame.sketches
+        self._cells = None
         self.sketches.add(
             layout, resolved.ids, s.zero, s.whole, s.fraction, s.minimum, s.maximum, s.lengths, s.indices, s.counts,
             resolved.distinct,
@@ -70,12 +73,16 @@ class Window:
             self.sketches.counts = old.moved(self.sketches.counts, new)
 
     def sketch_cells(self, layout: SketchLayout) -> SketchCells:
-        return self._frozen if self._frozen is not None else self.sketches.cells(layout)
+        if self._frozen is not None:
+            return self._frozen
+        if self._cells is None:
+            self._cells = self.sketches.cells(layout)
+        return self._cells
 
     def freeze(self, layout: SketchLayout) -> None:
         """Give the arrays of buckets back; they are wide and mostly zero."""
         if self._frozen is None:
-            self._frozen = self.sketches.cells(layout)
+            self._frozen, self._cells = self.sketch_cells(layout), None
             self.sketches = SketchSums()
 
     def _thaw(self, layout: SketchLayout) -> None:

@@ -8,7 +8,6 @@ it uses.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import re
 import signal
@@ -288,24 +287,20 @@ def _load(config_file: Path | None, flags: dict[str, object] | None = None) -> C
 def _serve(config: Config, service: Coroutine[Any, Any, None]) -> None:
     """Run a part until it is told to stop: SIGTERM is an orderly end (exit code 0), Ctrl-C an interrupt (130)."""
     from ..proto.logs import configure_logging
+    from .tasks import end
 
     configure_logging(config.log.level, config.log.format)
 
     async def until_told() -> None:
-        task = asyncio.ensure_future(service)
-        told = False
-
-        def stop() -> None:
-            nonlocal told
-            told = True
-            task.cancel()
-
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
-            return
-        if not told:
-            raise asyncio.CancelledError
+        told = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, told.set)
+        serving, waiting = asyncio.create_task(service), asyncio.create_task(told.wait())
+        try:
+            await asyncio.wait([serving, waiting], return_when=asyncio.FIRST_COMPLETED)
+            if serving.done():
+                serving.result()
+        finally:
+            await end([serving, waiting])
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         runner.run(until_told())

@@ -11,6 +11,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from .terminal import plain
+
 #: What is shown for a number that the gateway does not give (yet).
 NONE = "–"
 
@@ -31,7 +33,7 @@ def screen(tree: Tree) -> RenderableType:
         table.add_column(title, justify="right")
     for name, provider in sorted(_section(tree, "metrics", "providers").items()):
         table.add_row(
-            Text(str(name)),
+            Text(plain(str(name))),
             _count(provider.get("requests")),
             _percent(provider.get("success_rate")),
             _ms(provider.get("p95_response_time_ms", provider.get("avg_response_time_ms"))),
@@ -67,7 +69,7 @@ def _facts(tree: Tree) -> list[tuple[str, str]]:
         ("p95", _ms(number("p95_response_time_ms"))),
         ("p99", _ms(number("p99_response_time_ms"))),
         ("errors", _percent(errors)),
-        ("tokens/s", _decimal(number("tokens_per_second", "output_tokens_per_second"))),
+        ("output tokens/s", _decimal(number("output_tokens_per_second"))),
         ("cost", _usd(number("cost_usd"))),
         ("nodes", f"{_count(nodes.get('live'))} live, {_count(nodes.get('stale'))} stale"),
         ("complete", _percent(number("completeness"))),

@@ -21,6 +21,7 @@ from ..proto.keys import MAX_NAME, encode_key
 from ..proto.streams import bus_options, read_settings
 from ..proto.subjects import Subjects, resolution_name
 from ..proto.wire import Part, decode
+from .terminal import plain
 
 Print = Callable[[Part], None]
 Say = Callable[[str], None]
@@ -67,27 +68,35 @@ def json_lines(part: Part) -> list[str]:
         "resolution": resolution_name(part.resolution_ms),
         "revision": part.revision,
     }
-    return [
-        json.dumps(head | {name: _finite(value) for name, value in row.items()}, ensure_ascii=False)
-        for row in window.rows(part)
-    ]
+    return [json.dumps(head | {name: _finite(value) for name, value in row.items()}) for row in window.rows(part)]
 
 
 def _print_table(part: Part) -> None:
     rows = list(window.rows(part))
+    labels = sorted({label for row in rows for label in _labels(row)})
+    numbers = [name for name in (rows[0] if rows else {}) if name not in ("labels", "relative_error")]
     revision = f"  revision {part.revision}" if part.revision > 1 else ""
-    table = Table(title=f"{part.metric}  {_time(part.start_ms)}  {resolution_name(part.resolution_ms)}{revision}")
-    names = [name for name in (rows[0] if rows else {}) if name not in ("labels", "relative_error")]
-    table.add_column("labels", overflow="fold")
-    for name in names:
-        table.add_column(name, justify="right")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for label in labels:
+        table.add_column(label, overflow="fold")
+    for name in numbers:
+        table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
-        labels = row["labels"]
-        assert isinstance(labels, dict)
         table.add_row(
-            " ".join(f"{label}={value}" for label, value in labels.items()), *(_number(row[name]) for name in names)
+            *(plain(_labels(row).get(label, "")) for label in labels), *(_number(row[name]) for name in numbers)
         )
-    Console().print(table, markup=False)
+    console = Console()
+    title = f"{part.metric}  {_time(part.start_ms)}  {resolution_name(part.resolution_ms)}{revision}"
+    console.print(title, style="bold", markup=False, highlight=False)
+    # A file or a pipe has no width to fit into.
+    console.print(table, markup=False, width=None if console.is_terminal else 1000)
+    console.print()
+
+
+def _labels(row: window.Row) -> dict[str, str]:
+    labels = row["labels"]
+    assert isinstance(labels, dict)
+    return labels
 
 
 async def follow(
@@ -158,4 +167,4 @@ def _finite(value: object) -> object:
 
 
 def _number(value: object) -> str:
-    return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

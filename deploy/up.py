@@ -26,6 +26,8 @@ from ..proto.errors import FleetmeterError
 from . import children, summary
 from .nats_server import START_TIMEOUT_S, NatsServer
 from .supervisor import Part, Supervisor
+from .tasks import end
+from .terminal import plain
 
 #: Where the embedded NATS server keeps its data when nothing else is said.
 DATA_DIR = Path(".fleetmeter")
@@ -64,7 +66,7 @@ class Screen:
 
     def say(self, name: str, line: str) -> None:
         text = Text(f"{name:<10} | ", style="dim")
-        self.console.print(text.append(line, style="not dim"), soft_wrap=True)
+        self.console.print(text.append(plain(line.expandtabs()), style="not dim"), soft_wrap=True)
 
     def show(self, tree: summary.Tree) -> None:
         """Renew the summary on the terminal; elsewhere write its line."""
@@ -90,9 +92,7 @@ async def run_up(options: Options) -> int:
         try:
             await asyncio.wait([running, told], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            running.cancel()
-            told.cancel()
-            await asyncio.gather(running, told, return_exceptions=True)
+            await end([running, told])
             if screen.live is not None:
                 screen.live.stop()
             screen.say("up", "stopping; once more to stop at once")
@@ -157,8 +157,7 @@ async def _run(options: Options, places: _Places, supervisor: Supervisor, screen
         await supervisor.failure
         supervisor.raise_failure()
     finally:
-        showing.cancel()
-        await asyncio.gather(showing, return_exceptions=True)
+        await end([showing])
 
 
 async def _show(url: str, screen: Screen) -> None:

@@ -227,9 +227,9 @@ class Recorder:
         self, kind: Kind, name: str, labels: dict[str, object], known: dict[bytes, I], make: Callable[[bytes], I]
     ) -> I:
         try:
-            text = {key: label(value) for key, value in labels.items()}
+            text = {of: label(value) for of, value in labels.items()}
             self._check(kind, name, text)
-            key = encode_key(name, text)
+            series = encode_key(name, text)
         except Exception as problem:  # a label's own __str__ may raise anything
             self.invalid.add("instrument")
             log.error(
@@ -237,14 +237,14 @@ class Recorder:
             )
             return make(b"")
         with self._lock:
-            if key not in known:
+            if series not in known:
                 if self._per_metric.get(name, 0) >= self._max_series:
                     # The node stays: a frame with series of another one is refused.
-                    key = encode_key(name, {n: value if n == "node" else OTHER for n, value in text.items()})
-                if key not in known:
-                    known[key] = make(key)
+                    series = encode_key(name, {n: value if n == "node" else OTHER for n, value in text.items()})
+                if series not in known:
+                    known[series] = make(series)
                     self._per_metric[name] = self._per_metric.get(name, 0) + 1
-            return known[key]
+            return known[series]
 
     def _check(self, kind: Kind, name: str, text: dict[str, str]) -> None:
         """Raise CatalogueError for what would make aggregators refuse this node's frames. Fills in the node's name."""

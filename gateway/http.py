@@ -143,7 +143,8 @@ def problem(status: int, title: str, detail: str) -> web.Response:
 
 def _answer(request: web.Request, body: Body, vary: str = "Accept-Encoding") -> web.Response:
     # "no-cache" lets a client keep the body if it asks each time whether it still holds.
-    headers = {"ETag": body.etag, "Vary": vary, "Cache-Control": "no-cache", "Content-Type": body.content_type}
+    # The tag is weak because the compressed body has the same.
+    headers = {"ETag": f"W/{body.etag}", "Vary": vary, "Cache-Control": "no-cache", "Content-Type": body.content_type}
     if body.etag in (tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")):
         return web.Response(status=304, headers=headers)
     content = body.plain

@@ -32,7 +32,7 @@ def best_type(header: str, offers: Sequence[str]) -> str:
     """
     if not header.strip():
         return offers[0]
-    scores = []
+    scores: list[tuple[float, int]] = []
     wishes = parse_accept(header)
     for offer in offers:
         kind = offer.partition("/")[0]
@@ -40,10 +40,13 @@ def best_type(header: str, offers: Sequence[str]) -> str:
         exact = [q for value, q in wishes if value in names]
         ranged = [q for value, q in wishes if value == f"{kind}/*"]
         anything = [q for value, q in wishes if value == "*/*"]
-        # The most specific range that matches decides (RFC 9110, 12.5.1).
-        scores.append(max(exact) if exact else max(ranged) if ranged else max(anything, default=0.0))
+        # The most specific range that matches decides (RFC 9110, 12.5.1); of equal wishes the more specific one.
+        matched = next(
+            ((max(found), rank) for rank, found in ((2, exact), (1, ranged), (0, anything)) if found), (0.0, 0)
+        )
+        scores.append(matched)
     best = max(scores)
-    return offers[scores.index(best)] if best > 0 else offers[0]
+    return offers[scores.index(best)] if best[0] > 0 else offers[0]
 
 
 def accepts_gzip(header: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import socket
 from collections.abc import Callable
@@ -41,7 +42,9 @@ async def run(config: Config, *, on_ready: Callable[[str], None] | None = None, 
         not_ready=state.not_ready,
         event_time=lambda: state.event_time,
     )
-    runner = web.AppRunner(gateway.application(), access_log=None, keepalive_timeout=75.0, handle_signals=False)
+    # Paths are logged as they came, percent-encoded, so that none can forge a line.
+    access_log = logging.getLogger("fleetmeter.gateway.access") if config.gateway.access_log else None
+    runner = web.AppRunner(gateway.application(), access_log=access_log, keepalive_timeout=75.0, handle_signals=False)
     await runner.setup()
     try:
         url = await _listen(runner, config)

@@ -14,6 +14,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import nats.errors
 import nats.js.errors
@@ -24,6 +25,8 @@ from nats.js import api
 from nats.js.client import JetStreamContext
 
 from .errors import BusError, BusRefused, BusUnreachable, StreamMissing
+
+T = TypeVar("T")
 
 #: How long a publish or request waits for its answer, seconds. A server that restarts takes about two.
 REQUEST_TIMEOUT_S = 5.0
@@ -287,25 +290,25 @@ class Bus:
         )
         try:
             try:
-                return _state(await self._js.add_stream(config))
+                return _state(await _settled(self._js.add_stream(config)))
             except nats.js.errors.BadRequestError as problem:
                 if problem.err_code != 10058:  # stream name already in use with a different configuration
                     raise
-                return _state(await self._js.update_stream(config))
+                return _state(await _settled(self._js.update_stream(config)))
         except Exception as problem:
             raise _translate(problem, f"creating stream {spec.name}") from problem
 
     async def stream_state(self, stream: str) -> StreamState:
         """Raises StreamMissing, BusError."""
         try:
-            return _state(await self._js.stream_info(stream))
+            return _state(await _settled(self._js.stream_info(stream)))
         except Exception as problem:
             raise _translate(problem, f"looking at stream {stream}") from problem
 
     async def last(self, stream: str, subject: str) -> LogMessage | None:
         """The newest message of `subject` (wildcards allowed), or None. Raises StreamMissing, BusError."""
         try:
-            raw = await self._js.get_last_msg(stream, subject)
+            raw = await _settled(self._js.get_last_msg(stream, subject))
         except nats.js.errors.NotFoundError as problem:
             if problem.err_code == 10059:
                 raise _translate(problem, f"reading {subject}") from problem
@@ -318,24 +321,24 @@ class Bus:
     async def put_object(self, bucket: str, name: str, data: bytes, *, replicas: int = 1) -> None:
         """Store `data` under a name that was not used before. Raises BusError."""
         try:
-            store = await self._js.create_object_store(bucket, api.ObjectStoreConfig(replicas=replicas))
-            await store.put(name, data)
+            store = await _settled(self._js.create_object_store(bucket, api.ObjectStoreConfig(replicas=replicas)))
+            await _settled(store.put(name, data))
         except Exception as problem:
             raise _translate(problem, f"storing object {name} of {len(data)} bytes") from problem
 
     async def get_object(self, bucket: str, name: str) -> bytes:
         """Raises BusError when it is not there or its digest is wrong."""
         try:
-            store = await self._js.object_store(bucket)
-            return (await store.get(name)).data or b""
+            store = await _settled(self._js.object_store(bucket))
+            return (await _settled(store.get(name))).data or b""
         except Exception as problem:
             raise _translate(problem, f"reading object {name}") from problem
 
     async def object_names(self, bucket: str) -> list[str]:
         """Names in a bucket, in no order; empty when there is no bucket. Raises BusError."""
         try:
-            store = await self._js.object_store(bucket)
-            return [info.name for info in await store.list() if not info.deleted]
+            store = await _settled(self._js.object_store(bucket))
+            return [info.name for info in await _settled(store.list()) if not info.deleted]
         except nats.js.errors.NotFoundError:
             return []
         except Exception as problem:
@@ -344,8 +347,8 @@ class Bus:
     async def delete_object(self, bucket: str, name: str) -> None:
         """Delete an object; one that is gone already is fine. Raises BusError."""
         try:
-            store = await self._js.object_store(bucket)
-            await store.delete(name)
+            store = await _settled(self._js.object_store(bucket))
+            await _settled(store.delete(name))
         except nats.js.errors.NotFoundError:
             pass
         except Exception as problem:
@@ -454,7 +457,7 @@ class LogReader:
             self._subscription = await client.subscribe(
                 self._inbox, cb=self._receive, pending_msgs_limit=0, pending_bytes_limit=0
             )
-            info = await self._bus._js.add_consumer(
+            request = self._bus._js.add_consumer(
                 self._stream,
                 api.ConsumerConfig(
                     deliver_policy=api.DeliverPolicy.BY_START_SEQUENCE,
@@ -466,6 +469,7 @@ class LogReader:
                     num_replicas=1,
                 ),
             )
+            info = await _settled(request)
         except Exception as problem:
             raise _translate(problem, f"reading stream {self._stream}") from problem
         self._consumer = info.name
@@ -552,6 +556,17 @@ class LogReader:
         if consumer and self._bus.connected:
             with contextlib.suppress(Exception):
                 await self._bus._client.publish(f"$JS.API.CONSUMER.DELETE.{self._stream}.{consumer}", b"")
+
+
+async def _settled(answer: Awaitable[T]) -> T:
+    """The answer of one of nats-py's requests, or our cancellation: in Python 3.11 `asyncio.wait_for`, which they use,
+    forgets a cancellation that comes in the same turn of the loop as the answer.
+    """
+    result = await answer
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+    return result
 
 
 async def _abandon(client: Client, attempt: asyncio.Task[None]) -> None:

@@ -23,6 +23,8 @@ from .sketch import MIN_INDEX, SMALLEST_NORMAL, index_of
 
 #: Largest timestamp that is taken, ms: the year 10889. Keeps arithmetic on times far from int64's end.
 MAX_TIME_MS = 1 << 48
+#: Most values of one bucket, or of the zero bucket, in a frame.
+MAX_COUNT = (1 << 32) - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)
@@ -178,20 +180,22 @@ def _check_sketches(c: SketchColumns) -> None:
             f"sketches: lengths add up to {b}, but there are {len(c.indices)} indices and {len(c.counts)} counts",
         )
     _check_increments(c.whole, "sketches.whole", "sketch")
-    if c.zero.min() < 0 or c.zero.max() > exact.MAX_DELTA:
-        raise FrameError("sketch", "sketches.zero lies outside 0…2^53")
+    if c.zero.min() < 0 or c.zero.max() > MAX_COUNT:
+        raise FrameError("sketch", "sketches.zero lies outside 0…2^32 - 1")
     if not (np.isfinite(c.maximum).all() and np.isfinite(c.minimum).all()):
         raise FrameError("not_finite", "sketches.minimum or maximum holds NaN or infinity")
-    if c.minimum.min() < 0 or (c.minimum > c.maximum).any() or c.maximum.max() > exact.MAX_TOTAL:
+    # -0.0 is refused: which of two zeros is the minimum would depend on the order of frames.
+    if np.signbit(c.minimum).any() or (c.minimum > c.maximum).any() or c.maximum.max() > exact.MAX_TOTAL:
         raise FrameError("sketch", "sketches need 0 <= minimum <= maximum <= 2^62")
     used = c.lengths > 0
-    if not (used | (c.zero > 0)).all():
-        raise FrameError("sketch", "sketches holds an empty one: no buckets and no zero count")
+    if not used.all():
+        if not c.zero[~used].all():
+            raise FrameError("sketch", "sketches holds an empty one: no buckets and no zero count")
+        if (c.maximum[~used] >= SMALLEST_NORMAL).any():
+            raise FrameError("sketch", "a sketch without buckets has a maximum that needs one")
     if not b:
-        if c.maximum.max() >= SMALLEST_NORMAL:
-            raise FrameError("sketch", "sketches without buckets have maximum 0")
         return
-    if not c.counts.all():
+    if not c.counts.min():  # a third of what all() takes on integers
         raise FrameError("sketch", "sketches.counts holds 0; empty buckets are left out")
     ends = np.cumsum(c.lengths, dtype=np.int64)
     steps = c.indices[1:] > c.indices[:-1]
@@ -200,12 +204,16 @@ def _check_sketches(c: SketchColumns) -> None:
     if not steps.all():
         raise FrameError("sketch", "sketches.indices do not ascend within a sketch")
     # Minimum and maximum must lie in the outermost buckets; otherwise quantiles would lie.
-    last = ends[used] - 1
-    first = last - c.lengths[used] + 1
-    low, high = c.minimum[used], c.maximum[used]
-    zeros = c.zero[used] > 0
-    wrong_low = np.where(zeros, low >= SMALLEST_NORMAL, index_of(np.maximum(low, SMALLEST_NORMAL)) != c.indices[first])
-    if (wrong_low | (index_of(np.maximum(high, SMALLEST_NORMAL)) != c.indices[last])).any():
+    lengths, zero, low, high = c.lengths, c.zero, c.minimum, c.maximum
+    if not used.all():
+        ends, lengths, zero, low, high = ends[used], lengths[used], zero[used], low[used], high[used]
+    # Both in one go: for a thousand series calling numpy costs about as much as what it does.
+    outermost = c.indices[np.concatenate((ends - lengths, ends - 1))]
+    wrong = index_of(np.maximum(np.concatenate((low, high)), SMALLEST_NORMAL)) != outermost
+    if zero.any():
+        lowest = wrong[: len(low)]
+        np.copyto(lowest, low >= SMALLEST_NORMAL, where=zero > 0)
+    if wrong.any():
         raise FrameError("sketch", "a sketch's minimum or maximum lies outside its outermost buckets")
     if c.indices.min() < MIN_INDEX:
         raise FrameError("sketch", f"sketches.indices go below {MIN_INDEX}, the smallest normal double's")

@@ -210,7 +210,7 @@ class Storage(Section, frozen=True, kw_only=True):
         Literal[1, 3, 5], Meta(description="NATS servers that hold each message; 3 survives the loss of one.")
     ] = 1
     data_dir: Annotated[
-        str, Meta(description="Directory of the embedded NATS server; empty for the user's state directory.")
+        str, Meta(description="Directory of the embedded NATS server; empty for .fleetmeter in the current one.")
     ] = ""
 
 

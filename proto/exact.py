@@ -1,9 +1,9 @@
 """Exact sums: 64.64 fixed point, so that adding is associative and commutative to the last bit.
 
 A float sum depends on the order of its terms, so two replicas, a retry or another split of the same requests over nodes
-would give other bytes. Here every recorded value is first rounded down to a multiple of 2^-64 (5.4e-20) — exact for
-every double that is zero or at least 2^-12 in magnitude, and for all whole numbers — and from then on only integers are
-added.
+would give other bytes. Here every recorded value is first rounded towards zero to a multiple of 2^-64 (5.4e-20) —
+exact for every double that is zero or at least 2^-12 in magnitude, and for all whole numbers — and from then on only
+integers are added.
 
 A number is two columns: `whole` (int64, floor of the value) and `fraction` (uint64, in units of 2^-64), value =
 whole + fraction * 2^-64. The range is [-2^63, 2^63). An all-zero fraction column travels as empty.
@@ -35,14 +35,17 @@ _HALF = np.uint64(32)
 
 
 def split(values: F64) -> tuple[I64, U64]:
-    """`values` (finite, |v| < 2^63) as whole and fraction columns, rounded down to 2^-64."""
-    floor, rest = _floor(values)
-    return floor.astype(np.int64), (rest * _SCALE).astype(np.uint64)
+    """`values` (finite, |v| < 2^63) as whole and fraction columns, rounded towards zero to 2^-64."""
+    magnitude = np.abs(values)  # subtracting the floor is exact from 0 up, but not below
+    floor = np.floor(magnitude)
+    whole, fraction = floor.astype(np.int64), ((magnitude - floor) * _SCALE).astype(np.uint64)
+    return _negated(whole, fraction, values < 0)
 
 
 def total(values: F64) -> int:
-    """The sum of finite `values` (|v| <= MAX_VALUE, fewer than 2^22) in units of 2^-64; order does not matter."""
-    floor, rest = _floor(values)
+    """The sum of `values` (0…MAX_VALUE, fewer than 2^22) in units of 2^-64; their order does not matter."""
+    floor = np.floor(values)
+    rest = values - floor
     units = int(floor.astype(np.int64).sum()) << 64
     if rest.any():
         # Halves, because a sum of 64-bit fractions would wrap; one of 2^32 halves below 2^32 does not.
@@ -51,12 +54,11 @@ def total(values: F64) -> int:
     return units
 
 
-def _floor(values: F64) -> tuple[F64, F64]:
-    floor = np.floor(values)
-    rest = values - floor
-    # -1e-30 - floor(-1e-30) rounds to 1.0: the nearest multiple of 2^-64 is the next whole number.
-    up = rest >= 1.0
-    return floor + up, np.where(up, 0.0, rest)
+def _negated(whole: I64, fraction: U64, which: npt.NDArray[np.bool_]) -> tuple[I64, U64]:
+    """The numbers with their sign changed at `which`."""
+    if not which.any():
+        return whole, fraction
+    return np.where(which, -whole - (fraction > 0), whole), np.where(which, ~fraction + np.uint64(1), fraction)
 
 
 def columns(units: list[int]) -> tuple[I64, U64]:
@@ -73,7 +75,10 @@ def to_units(whole: I64, fraction: U64) -> list[int]:
 
 def to_float(whole: I64, fraction: U64) -> F64:
     """Nearest-double view of a column (within 2 ulp; exact for whole numbers below 2^53)."""
-    return whole.astype(np.float64) + fraction.astype(np.float64) / _SCALE
+    negative = whole < 0
+    whole, fraction = _negated(whole, fraction, negative)  # -1 + 0.99… would leave few digits of a small number
+    magnitude = whole.astype(np.float64) + fraction.astype(np.float64) / _SCALE
+    return np.where(negative, -magnitude, magnitude)
 
 
 def add_at(whole: I64, fraction: U64, ids: I64, more_whole: I64, more_fraction: U64 | None) -> None:

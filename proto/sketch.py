@@ -33,15 +33,24 @@ MIN_INDEX = -1022 * PER_OCTAVE - 1  # holds 2^-1022 itself, the smallest normal 
 MAX_INDEX = 1024 * PER_OCTAVE - 1
 SMALLEST_NORMAL = 2.0**-1022
 
+
 # A double's exponent picks the octave; its top eight mantissa bits pick one of 256 slots, each of which holds at most
 # one bucket bound (bounds are at least 2.19 % apart, slots 0.39 %); one comparison of mantissas settles it. Integers
 # only: the same bits give the same bucket on any machine, which log() does not promise.
+def _mantissa_of_bound(k: int) -> int:
+    """Mantissa bits of 2^(k/32), rounded down: the floor of the 32nd root of 2^(52*32 + k), by five square roots."""
+    root = 1 << (_MANTISSA_BITS * PER_OCTAVE + k)
+    for _ in range(SCALE):
+        root = math.isqrt(root)  # floor of a root of a floor is the floor of the root
+    return root - (1 << _MANTISSA_BITS)
+
+
 _MANTISSA_BITS = 52
 _MANTISSA = np.uint64((1 << _MANTISSA_BITS) - 1)
 _SLOT_SHIFT = np.uint64(_MANTISSA_BITS - 8)
 _SIGN_EXPONENT_SHIFT = np.uint64(_MANTISSA_BITS)
 _BOUNDS = np.array(
-    [int(math.ldexp(2.0 ** (k / PER_OCTAVE) - 1.0, _MANTISSA_BITS)) for k in range(PER_OCTAVE)] + [1 << _MANTISSA_BITS],
+    [_mantissa_of_bound(k) for k in range(PER_OCTAVE)] + [1 << _MANTISSA_BITS],
     dtype=np.uint64,
 )
 #: For each slot: how many bounds lie strictly below its first mantissa, less one (-1: the first mantissa is an exact

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
 from . import columns
 from .columns import CounterColumns, GaugeColumns, SketchColumns
 from .errors import FrameError
+from .subjects import MAX_NODE
 
 VERSION = 1
 MAGIC = b"FM"
@@ -85,18 +87,25 @@ def window_start(start_ms: int, end_ms: int, interval_ms: int) -> int:
     return last_ms - last_ms % interval_ms
 
 
-class Settings(msgspec.Struct, frozen=True, kw_only=True):
-    """The settings that change results. They travel in the log, so every replica changes at the same message."""
+_Span = Annotated[int, Meta(ge=0, le=24 * 3600 * 1000)]
+_Some = Annotated[int, Meta(ge=1, le=100_000_000)]
 
-    interval_ms: int = 5000
-    lateness_ms: int = 60_000
-    seal_deadline_ms: int = 2000
-    node_timeout_ms: int = 15_000
-    partitions: int = 1
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The settings that change results. They travel in the log, so every replica changes at the same message.
+
+    `decode` refuses what is out of range: anybody may have put it there, and no fold must stumble over it.
+    """
+
+    interval_ms: Annotated[int, Meta(ge=1, le=3600 * 1000)] = 5000
+    lateness_ms: _Span = 60_000
+    seal_deadline_ms: _Span = 2000
+    node_timeout_ms: _Span = 15_000
+    partitions: Annotated[int, Meta(ge=1, le=1024)] = 1
     #: "broker": windows are checked against the broker's clock. "event": a replay; time is what the frames say.
-    clock: str = "broker"
-    max_series_per_metric: int = 10_000
-    max_series: int = 200_000
+    clock: Literal["broker", "event"] = "broker"
+    max_series_per_metric: _Some = 10_000
+    max_series: _Some = 200_000
 
 
 class Tick(msgspec.Struct, array_like=True, frozen=True):
@@ -245,9 +254,11 @@ def decode_header(payload: bytes) -> FrameWire:
     wire = decode(FrameWire, payload)
     if not 0 <= wire.kind <= 3:
         raise FrameError("malformed", f"frame kind {wire.kind}, expected 0, 1, 2 or 3")
-    if not wire.node or not 0 < wire.incarnation < 1 << 63 or not 0 < wire.sequence < 1 << 53:
+    if not 0 < len(wire.node.encode()) <= MAX_NODE:
+        raise FrameError("malformed", f"node name {wire.node[:80]!r} has not 1…{MAX_NODE} bytes of UTF-8")
+    if not 0 < wire.incarnation < 1 << 63 or not 0 < wire.sequence < 1 << 53:
         raise FrameError(
-            "malformed", f"node {wire.node!r}, incarnation {wire.incarnation}, sequence {wire.sequence}: out of range"
+            "malformed", f"incarnation {wire.incarnation} is not below 2^63, or sequence {wire.sequence} not below 2^53"
         )
     if not 0 <= wire.start_ms <= wire.end_ms <= columns.MAX_TIME_MS or not 0 <= wire.sent_ms <= columns.MAX_TIME_MS:
         raise FrameError(

@@ -6,27 +6,16 @@ import asyncio
 import os
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 import msgspec
 
 from ...proto.errors import FleetmeterError
 from .. import children
+from ..tasks import end, together
 from .progress import Progress
 from .worker import Task
-
-
-async def together(*jobs: Coroutine[Any, Any, None]) -> None:
-    """Run all. The first error ends the others, and is raised as it is rather than in a group."""
-    tasks = [asyncio.create_task(job) for job in jobs]
-    try:
-        await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @dataclass
@@ -47,9 +36,7 @@ class Workers:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        for task in self._readers:
-            task.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
+        await end(self._readers)
         await asyncio.gather(*(children.stop(process, 0.0) for process in self._processes))
 
     async def start(self, task: Task) -> None:

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bar
 from rich.table import Table
 
+from ..terminal import plain
 from .progress import Progress
 from .run import Summary
 from .verify import Difference
@@ -33,7 +34,7 @@ class _BarProgress(Progress):
         self._bar.update(self._task, completed=done, total=of)
 
     def words(self, name: str, line: str) -> None:
-        self._bar.console.print(f"{name} | {line}", markup=False, highlight=False)
+        self._bar.console.print(f"{name} | {plain(line)}", markup=False, highlight=False)
 
 
 class _PlainProgress(Progress):
@@ -48,7 +49,7 @@ class _PlainProgress(Progress):
             click.echo(text, err=True)
 
     def words(self, name: str, line: str) -> None:
-        click.echo(f"{name} | {line}", err=True)
+        click.echo(f"{name} | {plain(line)}", err=True)
 
 
 @contextlib.contextmanager
@@ -96,5 +97,5 @@ def _print_differences(found: list[Difference], console: Console) -> None:
     for title in ("what", "window", "expected", "got"):
         table.add_column(title, overflow="fold")
     for one in found[:MAX_LISTED]:
-        table.add_row(one.what, one.where, one.expected, one.got)
+        table.add_row(plain(one.what), one.where, one.expected, one.got)
     console.print(table, markup=False)

@@ -28,8 +28,9 @@ from ...proto.wire import Settings
 from .. import children
 from ..nats_server import NatsServer
 from ..supervisor import Part, Supervisor
+from ..tasks import together
 from .collect import Collector
-from .fleet import Workers, together
+from .fleet import Workers
 from .progress import Progress
 from .rule import requests
 from .trace import Trace, read_trace
@@ -237,7 +238,7 @@ async def _play(
                     interval_ms=span.interval_ms,
                     start_ms=span.start_ms,
                     end_ms=span.end_ms,
-                    hello_ms=clock.now_ms() if realtime else span.start_ms,
+                    realtime=realtime,
                     speed=options.speed,
                 )
             )

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from ...emitter import Emitter
-from ...proto.clock import ManualClock, SystemClock
+from ...proto.clock import SystemClock
 from ...proto.config import load_config
 from ...proto.errors import FleetmeterError
 from ...proto.logs import configure_logging
@@ -37,8 +37,8 @@ _REPORT_S = 0.2
 class Task(msgspec.Struct, kw_only=True, frozen=True):
     """What one worker does. `trace` is a file that `Trace.save` wrote; `speed` is 0 for as fast as it goes.
 
-    `start_ms` is the start of the trace's first window, `end_ms` the end of its last; `hello_ms` what the node's clock
-    shows when it introduces itself.
+    `start_ms` is the start of the trace's first window, `end_ms` the end of its last. With `realtime` windows are the
+    wall clock's.
     """
 
     trace: str
@@ -51,7 +51,7 @@ class Task(msgspec.Struct, kw_only=True, frozen=True):
     interval_ms: int
     start_ms: int
     end_ms: int
-    hello_ms: int
+    realtime: bool
     speed: float
 
 
@@ -77,7 +77,7 @@ async def play(task: Task, listen: asyncio.StreamReader) -> None:
     trace = Trace.load(Path(task.trace))
     mine = list(requests(trace.part(node_of(trace.row, task.nodes) == task.index), task.seed))
     config = load_config(Path(task.config) if task.config else None, environ=os.environ, flags=task.flags)
-    clock = ManualClock(task.hello_ms)
+    clock = ReplayClock(SystemClock().now_ms() if task.realtime else task.start_ms, task.realtime)
     emitter = Emitter(config, node=task.node, clock=clock)
     async with emitter:
         await emitter.hello_acked()
@@ -87,7 +87,8 @@ async def play(task: Task, listen: asyncio.StreamReader) -> None:
         if word[:1] != ["go"]:
             return
         opened_ms, first_ms = int(word[1]), int(word[2])
-        _advance(emitter, clock, first_ms, task.interval_ms)
+        await SystemClock().sleep_until_ms(opened_ms)
+        clock.advance(emitter, first_ms, task.interval_ms)
         shift_ms = first_ms - task.start_ms
         told_at, i = time.monotonic(), 0
         for edge_ms in range(task.start_ms + task.interval_ms, task.end_ms + 1, task.interval_ms):
@@ -96,7 +97,7 @@ async def play(task: Task, listen: asyncio.StreamReader) -> None:
                 i += 1
             if task.speed:
                 await SystemClock().sleep_until_ms(opened_ms + round((edge_ms - task.start_ms) / task.speed))
-            _advance(emitter, clock, edge_ms + shift_ms, task.interval_ms)
+            clock.advance(emitter, edge_ms + shift_ms, task.interval_ms)
             await asyncio.sleep(0)  # the sender's turn: it shares this loop
             await emitter.drained(MAX_PENDING)
             if time.monotonic() >= told_at + _REPORT_S:
@@ -113,14 +114,36 @@ async def play(task: Task, listen: asyncio.StreamReader) -> None:
         _tell("done")
 
 
-def _advance(emitter: Emitter, clock: ManualClock, to_ms: int, interval_ms: int) -> None:
-    """Move the clock from edge to edge, with a cut at each: over several at once, what was recorded would count in the
-    last.
+class ReplayClock:
+    """The emitter's clock in a replay, which cuts where the replay has come to, and nowhere by itself.
+
+    In event time it stands at the edge reached last. In real time it tells the machine's, so that the broker sees no
+    clock that is wrong; but a cut sees its edge, so that a process that runs late moves no request to another window.
     """
-    now_ms = clock.now_ms()
-    for edge_ms in range(now_ms - now_ms % interval_ms + interval_ms, to_ms + 1, interval_ms):
-        clock.advance_to(edge_ms)
-        emitter.cut()
+
+    def __init__(self, at_ms: int, realtime: bool) -> None:
+        self._system = SystemClock()
+        self._edge_ms = at_ms
+        self._stands = not realtime
+        self._realtime = realtime
+
+    def now_ms(self) -> int:
+        return self._edge_ms if self._stands else self._system.now_ms()
+
+    def monotonic(self) -> float:
+        return self._system.monotonic()
+
+    async def sleep_until_ms(self, at_ms: int) -> None:
+        await asyncio.Event().wait()
+
+    def advance(self, emitter: Emitter, to_ms: int, interval_ms: int) -> None:
+        """Move on edge by edge, with a cut at each: over several at once, what was recorded would count in the last."""
+        self._stands = True
+        first_ms = self._edge_ms - self._edge_ms % interval_ms + interval_ms
+        for edge_ms in range(first_ms, to_ms + 1, interval_ms):
+            self._edge_ms = edge_ms
+            emitter.cut()
+        self._stands = not self._realtime
 
 
 def _tell(line: str) -> None:

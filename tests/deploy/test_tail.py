@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -98,9 +99,26 @@ def test_table(capsys):
     printer("table", print)(counter_part())
 
     printed = capsys.readouterr().out
-    assert "model=gpt-4o outcome=success" in printed
+    assert printed.splitlines()[1].split() == ["model", "outcome", "increment", "rate", "total"]
+    assert printed.splitlines()[2].split() == ["gpt-4o", "success", "10", "2", "100"]
     assert "2023-11-14T22:13:20.000Z" in printed
     assert "\x1b" not in printed
+
+
+def test_hostile_label_cannot_steer_the_terminal(capsys):
+    """A label value comes from a frame; an escape sequence in it is shown, not sent, and markup is text."""
+    none = np.zeros(1, np.uint64)
+    key = encode_key("requests_total", {"model": "\x1b[2J[red]\u202e"})
+    columns = WindowCounters([key], np.array([1]), none, np.array([1]), none)
+    part = msgspec.structs.replace(counter_part(), counters=columns.pack())
+
+    for output in ("table", "json"):
+        printer(output, print)(part)
+
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "\u202e" not in printed
+    assert "\\x1b[2J[red]" in printed
 
 
 @pytest.fixture

@@ -23,6 +23,8 @@ PROMETHEUS_2_42 = (
         ("application/json;q=0.5, text/plain;q=0.4", "application/json"),
         ("application/json;q=0.4, text/plain;q=0.5", "text/plain"),
         ("TEXT/PLAIN", "text/plain"),
+        ("text/plain, */*", "text/plain"),
+        ("application/json, text/plain, */*", "application/json"),
         ("text/*, */*;q=0.1", "text/plain"),
         ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", "application/json"),
         ("text/plain;q=0, */*", "application/json"),
