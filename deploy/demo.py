@@ -29,8 +29,8 @@ from ..proto.logs import configure_logging
 from .cli import exit_code
 from .replay.rule import CHAT_SHARE, ERROR_SHARE, ERRORS, MODELS, NUSD, OPERATIONS, STREAM_SHARE
 
-#: Mean requests per second of one demo proxy.
-RATE = 8.0
+#: Mean requests per second of one demo proxy; what the cache does not answer goes to a provider.
+RATE = 30.0
 #: The swell: so much of `RATE` up and down, in so many seconds.
 SWELL, SWELL_S = 0.5, 180.0
 #: A provider's trouble: about every so many seconds, for so many seconds; so much slower, and so much more likely to
@@ -40,7 +40,7 @@ TROUBLE_EVERY_S, TROUBLE_S, TROUBLE_SLOWER, TROUBLE_ERRORS = 240.0, 30.0, 3.0, 8
 LIMIT_REQUESTS, LIMIT_TOKENS = 600, 600_000
 #: The made-up cache: its room, and what an entry takes, bytes.
 CACHE_BYTES, ENTRY_BYTES = 64 * 1024 * 1024, 20_000
-CACHE_HITS = 0.35
+CACHE_HITS = 0.8
 POOL_SIZE = 50
 _STEP_S = 0.05
 

@@ -237,7 +237,7 @@ class Recorder:
             )
             return make(b"")
         with self._lock:
-            if series not in known:
+            if series not in known:  # type: ignore[used-before-def]  # mypy loses it in the `except` of a generic method
                 if self._per_metric.get(name, 0) >= self._max_series:
                     # The node stays: a frame with series of another one is refused.
                     series = encode_key(name, {n: value if n == "node" else OTHER for n, value in text.items()})

@@ -176,7 +176,7 @@ def _cache(view: View) -> Json:
     misses = view.total("cache_requests_total", result="miss")
     both = (hits or 0) + (misses or 0) if hits is not None or misses is not None else None
     used, limit = view.gauge_sum("cache_used_bytes"), view.gauge_sum("cache_limit_bytes")
-    evictions = view.total("cache_evictions_total")
+    evictions = (view.total("cache_evictions_total") or 0) if both is not None else None
     return {
         "hit_rate": _ratio(hits or 0, both),
         "total_requests": both,
@@ -197,7 +197,7 @@ def _connections(view: View) -> Json:
         "active": _whole(view.gauge_sum("pool_connections", state="active")),
         "idle": _whole(view.gauge_sum("pool_connections", state="idle")),
         "pending": _whole(view.gauge_sum("pool_pending_requests")),
-        "error_rate": _ratio(view.total("pool_connection_errors_total"), created),
+        "error_rate": _ratio(view.total("pool_connection_errors_total") or 0, created),
     }
 
 
