@@ -335,4 +335,8 @@ def _newest(reports: list[GaugeReport]) -> tuple[I64, F64, I64]:
     newest[ids] = age  # ages ascend, and of repeated targets the last assignment stays
     # Not the last row but all of the newest report: several of a report's series may fold into one ``other``.
     rows = age == newest[ids]
-    return ids[rows], np.concatenate([r.values for r in reports])[rows], np.concatenate([r.at_ms for r in reports])[rows]
+    return (
+        ids[rows],
+        np.concatenate([r.values for r in reports])[rows],
+        np.concatenate([r.at_ms for r in reports])[rows],
+    )

@@ -1,4 +1,4 @@
-"""Nodes: whose frames have come, which are missing, who is alive, and whose clock is wrong. Pure; time is the broker's."""
+"""Nodes: whose frames have come, which are missing, who lives, and whose clock is wrong. Pure; time is the broker's."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Gap(msgspec.Struct, array_like=True):
 
 
 class Incarnation(msgspec.Struct, kw_only=True):
-    """One process: everything up to `top` has come, but for `gaps`. It has promised nothing more before `progress_ms`."""
+    """One process: everything up to `top` has come, but for `gaps`. Nothing more is to come before `progress_ms`."""
 
     number: int
     top: int = 0

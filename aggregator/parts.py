@@ -101,7 +101,8 @@ def publications(
 ) -> tuple[list[list[Publication]], list[str]]:
     """One message a metric (more, numbered, when it is too large for one), and the metrics' names.
 
-    In stages: the pieces of a metric must be stored in their order, or a reader would take the earlier for a repetition.
+    In stages: the pieces of a metric must be stored in their order, or a reader would take the earlier for a
+    repetition.
     """
     stages: list[list[Publication]] = []
     metrics: list[str] = []

@@ -25,7 +25,7 @@ def pipeline_columns(
     at_ms: int,
     with_nodes: bool,
 ) -> Iterator[tuple[Kind, str, list[bytes]]]:
-    """Columns by metric. `with_nodes`: one partition of a cluster reports on the nodes, since all of them see the same."""
+    """Columns by metric. `with_nodes`: one partition of a cluster reports on nodes, since all of them see the same."""
     for metric, counters in ledger.take().items():
         yield Kind.COUNTER, metric, plain_counters(counters)
     gauges: dict[str, dict[bytes, float]] = {"series": {b"series": series}}

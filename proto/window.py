@@ -77,8 +77,7 @@ class WindowGauges:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WindowSketches:
-    """Distributions merged over all nodes; `indices` and `counts` (b) belong to the series in turn, `lengths` (n) each.
-    """
+    """Distributions merged over all nodes. `indices` and `counts` (b) belong to the series in turn, `lengths` each."""
 
     keys: list[bytes]
     zero: I64

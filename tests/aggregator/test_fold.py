@@ -179,7 +179,7 @@ def test_idle_cluster_seals_by_ticks() -> None:
 
 @pytest.mark.parametrize("first", ["tick", "frame"])
 def test_long_idle_time_is_passed_over(first: str) -> None:
-    """After a weekend with nobody there, the first message seals at most an hour of empty windows, and loses nothing."""
+    """After a weekend with nobody there, the first message seals at most an hour of empty windows; nothing is lost."""
     log = Log()
     a = log.node("a")
     a.hello(T0), a.data(T0, {HITS: 1})

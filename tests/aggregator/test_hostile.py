@@ -12,11 +12,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
+from support.frames import STEP, SUBJECTS, T0, Log, Published, fold, frame, key, run, tally
+
 from fleetmeter.aggregator import kernel, nodes, series
 from fleetmeter.aggregator.fold import AggregatorFold
 from fleetmeter.proto.columns import join_keys
 from fleetmeter.proto.wire import MAX_PAYLOAD, SENT_HEADER, FrameWire, Settings, decode, encode
-from support.frames import STEP, SUBJECTS, T0, Log, Published, fold, frame, key, run, tally
 
 HITS = key("hits_total")
 WAIT = key("wait_seconds")
@@ -340,7 +341,10 @@ def sketch_columns(**changes: Any) -> list[bytes]:
     [
         ({"lengths": np.array([0], "<u4"), "indices": b"", "counts": b""}, "sketch"),
         ({"zero": np.array([3], "<i8"), "lengths": np.array([0], "<u4"), "indices": b"", "counts": b""}, "sketch"),
-        ({"indices": np.array([-32768], "<i2"), "minimum": np.array([5e-324]), "maximum": np.array([5e-324])}, "sketch"),
+        (
+            {"indices": np.array([-32768], "<i2"), "minimum": np.array([5e-324]), "maximum": np.array([5e-324])},
+            "sketch",
+        ),
         ({"maximum": np.array([1e300])}, "sketch"),
     ],
     ids=["empty", "maximum without bucket", "below the smallest normal", "maximum out of range"],
@@ -517,7 +521,7 @@ def test_sums_of_folded_series_that_would_wrap_are_refused() -> None:
     a = log.node("a")
     a.hello(T0)
     keys = [key("hits_total", user=str(i)) for i in range(3000)]
-    a.data(T0, {series: 1 << 53 for series in keys})
+    a.data(T0, dict.fromkeys(keys, 1 << 53))
     a.data(T0 + STEP, values={key("size_bytes", user=str(i)): [2.0**40] for i in range(3000)})
     aggregator = fold(Settings(max_series_per_metric=10))
     published = run(aggregator, log.messages)
@@ -539,7 +543,7 @@ def test_overflow_check_gives_way_again() -> None:
 
 
 def test_endless_series_fold_with_exact_sums() -> None:
-    """A flood of ever new series, metrics and label names keeps tables and messages small, and every increment counts."""
+    """A flood of ever new series, metrics and label names keeps tables and messages small; every increment counts."""
     log = Log()
     settings = Settings(max_series_per_metric=100, max_series=1000)
     aggregator = fold(settings)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.frames import STEP, SUBJECTS, T0, Log, Published, fold, frame, key, run
+
 from fleetmeter.aggregator.fold import AggregatorFold
 from fleetmeter.emitter.tally import Tally
 from fleetmeter.proto import exact
 from fleetmeter.proto.bus import LogMessage
 from fleetmeter.proto.wire import FrameKind, Settings
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from support.frames import STEP, SUBJECTS, T0, Log, Published, fold, frame, key, run
 
 KEYS = [key("hits_total"), key("hits_total", user="x"), key("hits_total", user="ÿ\n")]
 SKETCHES = [key("wait_seconds"), key("wait_seconds", user="y"), key("size_bytes")]
@@ -82,8 +83,8 @@ def result(published: Published) -> tuple[object, ...]:
 @thorough
 @given(records, st.data())
 def test_split_over_nodes_order_and_repetition_change_no_byte(some: list[Record], data: st.DataObject) -> None:
-    """Records spread over any nodes and frames, which arrive in any order and any number of times, give the columns that
-    one node gives which sends them in order.
+    """Records spread over any nodes and frames, which arrive in any order and any number of times, give the columns
+    that one node gives which sends them in order.
     """
     one = log_of([("one", payload) for payload in frames_of("one", some, 1)])
     expected = result(run(fold(EVENT), one.messages))

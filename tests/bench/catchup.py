@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 
 import uvloop
+from bench.frames import INCARNATION, Fleet
+from bench.measure import Figure
+
 from fleetmeter.aggregator.fold import AggregatorFold
 from fleetmeter.deploy.nats_server import NatsServer
 from fleetmeter.proto.bus import Bus, LogMessage, LogReader
@@ -19,9 +22,6 @@ from fleetmeter.proto.fold import FoldRunner
 from fleetmeter.proto.streams import bus_options, settings_of, stream_specs
 from fleetmeter.proto.subjects import Subjects, frame_id
 from fleetmeter.proto.wire import Settings
-
-from bench.frames import INCARNATION, Fleet
-from bench.measure import Figure
 
 NODES, WINDOWS = 16, 80
 #: Series of a frame. A model has about three counters to each histogram.
@@ -41,7 +41,9 @@ def run() -> list[Figure]:
 
 
 async def _measure(server: NatsServer) -> list[Figure]:
-    config = load_config(None, environ={}, flags={"nats.url": server.url, "cluster": "bench", "pipeline.clock": "event"})
+    config = load_config(
+        None, environ={}, flags={"nats.url": server.url, "cluster": "bench", "pipeline.clock": "event"}
+    )
     subjects = Subjects(config.cluster)
     async with await Bus.connect(bus_options(config), name="bench") as bus:
         deltas_spec, windows_spec = stream_specs(config)

@@ -74,7 +74,9 @@ class Fleet:
         """Give each node another order of its series: its next key columns are new to the aggregator."""
         self._orders = [(self._draw.permutation(a), self._draw.permutation(b)) for a, b in self._orders]
 
-    def _message(self, node: str, kind: FrameKind, sequence: int, start_ms: int, end_ms: int, tally: Tally) -> LogMessage:
+    def _message(
+        self, node: str, kind: FrameKind, sequence: int, start_ms: int, end_ms: int, tally: Tally
+    ) -> LogMessage:
         payload = encode_frame(
             Frame(
                 kind=kind, node=node, incarnation=INCARNATION, partition=0, sequence=sequence, start_ms=start_ms,

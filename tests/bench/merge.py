@@ -1,7 +1,7 @@
 """Decode and merge on one core: frames of 1,000 series as bytes, through the aggregator's fold, seals included.
 
-The peer does the same with dictionaries and objects, written as plain Python is: the same bytes in, the same checks, the
-same sums by window out. Its sums are floats, which ours are not.
+The peer does the same with dictionaries and objects, written as plain Python is: the same bytes in, the same checks,
+the same sums by window out. Its sums are floats, which ours are not.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import struct
 from collections.abc import Sequence
 
 import msgspec
+from bench.frames import Fleet
+from bench.measure import Figure, best, seconds
+
 from fleetmeter.aggregator.fold import AggregatorFold
 from fleetmeter.proto.bus import LogMessage
 from fleetmeter.proto.keys import KEY_SEP
 from fleetmeter.proto.wire import FrameWire, LogPosition, Settings, decode_header
-
-from bench.frames import Fleet
-from bench.measure import Figure, best, seconds
 
 SERIES = 1000
 NODES = 100

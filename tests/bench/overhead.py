@@ -25,13 +25,13 @@ from typing import NamedTuple, cast
 import aiohttp
 import uvloop
 from aiohttp import web
+from bench.measure import Figure
+
 from fleetmeter.deploy.nats_server import NatsServer
 from fleetmeter.emitter import Emitter
 from fleetmeter.proto.bus import Bus
 from fleetmeter.proto.config import load_config
 from fleetmeter.proto.streams import bus_options, stream_specs
-
-from bench.measure import Figure
 
 #: Pairs of turns, and how long one lasts, s: one window's edge lies in each.
 PAIRS, TURN_S = 30, 1.0

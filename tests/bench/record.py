@@ -7,12 +7,12 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from fleetmeter.emitter.recorder import Recorder
+from bench.measure import Figure, best, seconds
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
-from bench.measure import Figure, best, seconds
+from fleetmeter.emitter.recorder import Recorder
 
 #: Requests of one window: a proxy with 1,000 requests a second and windows of five seconds.
 REQUESTS = 5000

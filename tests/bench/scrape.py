@@ -10,6 +10,9 @@ import numpy as np
 import prometheus_client
 from aiohttp import web
 from aiohttp.test_utils import make_mocked_request
+from bench.frames import Fleet, series_keys
+from bench.measure import Figure, best, seconds
+
 from fleetmeter.aggregator.fold import AggregatorFold
 from fleetmeter.gateway.exposition import TextExposition, own_metrics
 from fleetmeter.gateway.http import Gateway
@@ -19,9 +22,6 @@ from fleetmeter.proto.catalogue import PREFIX, get
 from fleetmeter.proto.clock import SystemClock
 from fleetmeter.proto.keys import decode_key
 from fleetmeter.proto.wire import LogPosition, Settings
-
-from bench.frames import Fleet, series_keys
-from bench.measure import Figure, best, seconds
 
 #: 4,000 counters and 316 histograms are 10,000 series of Prometheus: a histogram has 19, one a bucket, sum and count.
 COUNTERS = 4000

@@ -18,6 +18,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import uvloop
+from bench.measure import Figure
+
 from fleetmeter.deploy.nats_server import NatsServer
 from fleetmeter.emitter import Emitter
 from fleetmeter.gateway.http import Gateway
@@ -28,8 +30,6 @@ from fleetmeter.proto.config import load_config
 from fleetmeter.proto.fold import FoldRunner
 from fleetmeter.proto.streams import bus_options, stream_specs
 from fleetmeter.proto.subjects import Subjects
-
-from bench.measure import Figure
 
 EMITTERS = 8
 #: Of one emitter: models in use, and requests a second.

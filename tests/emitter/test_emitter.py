@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from typing import Any
 
 import pytest
+from support.cluster import T0, Cluster
+
 from fleetmeter.emitter import Emitter
 from fleetmeter.proto.clock import ManualClock
-from support.cluster import T0, Cluster
 
 
 def hammer(emitter: Emitter, threads: int, records: int) -> None:
@@ -88,7 +90,7 @@ async def test_closing_waits_for_no_jitter(cluster: Cluster, jitter: str) -> Non
         {"time_to_first_token": "soon", "queue_time": -1},
     ],
 )
-async def test_wrong_arguments_count_the_request_and_raise_nothing(cluster: Cluster, arguments: dict) -> None:
+async def test_wrong_arguments_count_the_request_and_raise_nothing(cluster: Cluster, arguments: dict[str, Any]) -> None:
     """Whatever a proxy passes, the request counts and the proxy goes on."""
     async with cluster.aggregator(), cluster.node("a") as (a, clock):
         a.record_request(**{"provider": "p", "model": "m", **arguments})

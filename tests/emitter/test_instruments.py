@@ -6,6 +6,7 @@ import threading
 from array import array
 
 import pytest
+
 from fleetmeter.emitter.instruments import Counter, Gauge, Histogram, Invalid, take
 from fleetmeter.proto.clock import ManualClock
 

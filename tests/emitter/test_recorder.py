@@ -6,11 +6,12 @@ import threading
 from typing import Any
 
 import pytest
+from support.frames import STEP, T0, Log, fold, frame, key, run
+
 from fleetmeter.emitter.recorder import Recorder
 from fleetmeter.emitter.tally import Tally
 from fleetmeter.proto.catalogue import GROUPS
 from fleetmeter.proto.exact import ONE
-from support.frames import STEP, T0, Log, fold, frame, key, run
 
 CALL = {"provider": "openai", "model": "gpt-4o", "operation": "chat"}
 

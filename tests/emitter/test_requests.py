@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
+from support.frames import key
+
 from fleetmeter.emitter.instruments import Invalid
 from fleetmeter.emitter.requests import ERROR_TYPES, ROW, RequestColumn, fold_requests, other_labels, request_column
 from fleetmeter.emitter.tally import Tally
 from fleetmeter.proto.exact import ONE
-from support.frames import key
 
 NAN = math.nan
 CALL = {"provider": "openai", "model": "gpt-4o"}
@@ -95,7 +96,11 @@ def test_undefined_tokens_are_invalid() -> None:
 
 def test_columns_of_one_latency_series_are_one_distribution() -> None:
     """Successes, failures and streams of one call share the latency, and its values are not counted twice."""
-    labels = [SUCCESS, ("openai", "gpt-4o", False, "server", "chat", False), ("openai", "gpt-4o", True, None, "chat", True)]
+    labels = [
+        SUCCESS,
+        ("openai", "gpt-4o", False, "server", "chat", False),
+        ("openai", "gpt-4o", True, None, "chat", True),
+    ]
     other = column((8.0, 0, 0, 0), labels=("openai", "gpt-4o", True, None, "embeddings", False))
     columns = [column((float(i + 1), 0, 0, 0), (NAN, 0, 0, 0), labels=of) for i, of in enumerate(labels)]
     tally, _, n = folded(columns[0], other, *columns[1:])

@@ -7,6 +7,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.frames import T0, key, tally
+
 from fleetmeter.emitter.tally import Tally, distribution, distributions, is_number, totals, valid
 from fleetmeter.proto import exact
 from fleetmeter.proto.columns import (
@@ -21,9 +25,6 @@ from fleetmeter.proto.columns import (
 from fleetmeter.proto.exact import ONE
 from fleetmeter.proto.keys import partition_of
 from fleetmeter.proto.sketch import Sketch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from support.frames import T0, key, tally
 
 few = settings(max_examples=100, deadline=None, derandomize=True)
 KEYS = [key("a_total", x=str(i)) for i in range(4)]
@@ -43,7 +44,8 @@ def tallies(draw: st.DrawFn) -> Tally:
 def content(one: Tally) -> tuple[object, ...]:
     """A tally as plain values, comparable."""
     sketches = {
-        k: (d.zero, d.units, d.minimum, d.maximum, d.indices.tolist(), d.counts.tolist()) for k, d in one.sketches.items()
+        k: (d.zero, d.units, d.minimum, d.maximum, d.indices.tolist(), d.counts.tolist())
+        for k, d in one.sketches.items()
     }
     return one.counters, one.gauges, sketches
 
@@ -186,7 +188,7 @@ def test_observing_nothing_adds_nothing() -> None:
 
 def test_size_grows_with_content() -> None:
     """The estimate counts keys, series and buckets."""
-    small, large = tally({KEYS[0]: 1}), tally({k: 1 for k in KEYS}, None, {KEYS[0]: [2.0**i for i in range(40)]})
+    small, large = tally({KEYS[0]: 1}), tally(dict.fromkeys(KEYS, 1), None, {KEYS[0]: [2.0**i for i in range(40)]})
     assert 0 < small.size() < large.size()
 
 

@@ -7,6 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.frames import T0, key, tally
+
 from fleetmeter.proto import columns
 from fleetmeter.proto.columns import (
     join_keys,
@@ -20,9 +24,6 @@ from fleetmeter.proto.columns import (
 )
 from fleetmeter.proto.errors import FrameError
 from fleetmeter.proto.exact import MAX_DELTA, MAX_TOTAL
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from support.frames import T0, key, tally
 
 few = settings(max_examples=100, deadline=None, derandomize=True)
 KEYS = [key("a"), key("a", x="1"), key("b", x="\n")]

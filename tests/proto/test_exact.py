@@ -7,10 +7,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from fleetmeter.proto import exact
-from fleetmeter.proto.exact import ONE
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fleetmeter.proto import exact
+from fleetmeter.proto.exact import ONE
 
 few = settings(max_examples=150, deadline=None, derandomize=True)
 values = st.one_of(

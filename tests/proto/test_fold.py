@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 import pytest
+
 from fleetmeter.deploy.nats_server import NatsServer
 from fleetmeter.proto.bus import Bus, BusOptions, LogMessage, LogReader, StreamSpec
 from fleetmeter.proto.clock import ManualClock, SystemClock

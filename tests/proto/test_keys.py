@@ -5,6 +5,9 @@ from __future__ import annotations
 import zlib
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fleetmeter.proto.errors import SeriesKeyError
 from fleetmeter.proto.keys import (
     MAX_LABELS,
@@ -17,8 +20,6 @@ from fleetmeter.proto.keys import (
     other_key,
     partition_of,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 few = settings(max_examples=200, deadline=None, derandomize=True)
 names = st.from_regex(r"[a-z][a-z0-9_]{0,20}", fullmatch=True)
@@ -102,7 +103,7 @@ def test_label_of_takes_whole_names_only() -> None:
 
 
 def test_other_key_keeps_metric_and_label_names() -> None:
-    """A folded series has the same metric and label names, and "other" for each value; folding twice changes nothing."""
+    """A folded series has the same metric and label names, "other" for each value; folding twice changes nothing."""
     key = other_key(encode_key("a", {"x": "1", "y": "\n"}))
     assert decode_key(key) == ("a", {"x": "other", "y": "other"})
     assert other_key(key) == key

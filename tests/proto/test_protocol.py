@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.frames import frame, key, tally
+
 from fleetmeter.proto import exact
 from fleetmeter.proto.keys import decode_key, encode_key, partition_of
 from fleetmeter.proto.sketch import RELATIVE_ERROR, index_of
@@ -37,7 +39,6 @@ from fleetmeter.proto.wire import (
     encode,
     encode_frame,
 )
-from support.frames import frame, key, tally
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "proto" / "PROTOCOL.md").read_text(encoding="utf-8")
@@ -193,7 +194,13 @@ def test_every_reason_for_a_rejection_is_documented() -> None:
 
 def test_fields_are_documented_in_their_order() -> None:
     """The tables of fields list what the structs have."""
-    for title, struct_ in (("Frame", FrameWire), ("Part", Part), ("Sealed", Sealed), ("Resend", Resend), ("Tick", Tick)):
+    for title, struct_ in (
+        ("Frame", FrameWire),
+        ("Part", Part),
+        ("Sealed", Sealed),
+        ("Resend", Resend),
+        ("Tick", Tick),
+    ):
         assert [row[1] for row in table(f"{title}: fields")] == list(struct_.__struct_fields__), title
     assert [row[0] for row in table("Settings: keys")] == list(Settings.__struct_fields__)
 

@@ -8,6 +8,9 @@ from fractions import Fraction
 import numpy as np
 import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fleetmeter.proto.errors import SketchError
 from fleetmeter.proto.exact import ONE, total
 from fleetmeter.proto.sketch import (
@@ -23,8 +26,6 @@ from fleetmeter.proto.sketch import (
     rank_of,
     upper_bound,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 few = settings(max_examples=200, deadline=None, derandomize=True)
 QUANTILES = (0.0, 0.001, 0.01, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99, 0.999, 1.0)
@@ -67,7 +68,7 @@ def test_power_of_two_is_an_inclusive_upper_bound(exponent: int) -> None:
 def test_range_of_indices() -> None:
     """The smallest normal double and the largest double have the least and the greatest index."""
     assert index_of(np.array([SMALLEST_NORMAL, np.finfo(np.float64).max])).tolist() == [MIN_INDEX, MAX_INDEX]
-    assert MAX_INDEX == np.iinfo(np.int16).max
+    assert np.iinfo(np.int16).max == MAX_INDEX
     assert upper_bound(MAX_INDEX) == math.inf
     assert math.isfinite(midpoint(MAX_INDEX))
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from fleetmeter.proto.errors import FrameError
-from fleetmeter.proto.subjects import Subjects, frame_id, node_of_token, node_token, resolution_name
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from fleetmeter.proto.errors import FrameError
+from fleetmeter.proto.subjects import Subjects, frame_id, node_of_token, node_token, resolution_name
 
 few = settings(max_examples=200, deadline=None, derandomize=True)
 

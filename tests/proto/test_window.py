@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support.frames import STEP, T0, Log, fold, key, run
+
 from fleetmeter.proto.errors import FrameError
 from fleetmeter.proto.sketch import RELATIVE_ERROR
 from fleetmeter.proto.window import (
@@ -16,7 +18,6 @@ from fleetmeter.proto.window import (
     window_sketches,
 )
 from fleetmeter.proto.wire import LogPosition, Part, decode, encode
-from support.frames import STEP, T0, Log, fold, key, run
 
 KEYS = [key("m"), key("m", x='"\n')]
 COUNTERS = WindowCounters(

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.frames import STEP, T0, frame, key, tally
+
 from fleetmeter.proto.columns import MAX_TIME_MS, pack_counters, pack_gauges, pack_sketches
 from fleetmeter.proto.errors import FrameError
 from fleetmeter.proto.wire import (
@@ -24,9 +28,6 @@ from fleetmeter.proto.wire import (
     encode_frame,
     window_start,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from support.frames import STEP, T0, frame, key, tally
 
 few = settings(max_examples=150, deadline=None, derandomize=True)
 times = st.integers(0, MAX_TIME_MS)

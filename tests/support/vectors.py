@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+
 from fleetmeter.emitter.tally import Tally
 from fleetmeter.proto import exact
 from fleetmeter.proto.catalogue import Kind
