@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,5 +187,5 @@ def test_any_log_is_accounted_for(messages: list[LogMessage]) -> None:
     published = run(aggregator, messages)  # checks ledger and totals at each message
     assert aggregator.ledger.received == sum(message.subject.startswith("fm.test.delta.") for message in messages)
     sealed = sorted((m.start_ms, m.end_ms) for m in published.markers if m.revision == 0)
-    for (_, end), (start, _) in zip(sealed, sealed[1:], strict=False):
+    for (_, end), (start, _) in itertools.pairwise(sealed):
         assert start >= end

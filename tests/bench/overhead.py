@@ -228,7 +228,7 @@ async def _proxy(nats_url: str) -> AsyncIterator[str]:
 @contextlib.asynccontextmanager
 async def _load(url: str, script: Path) -> AsyncIterator[None]:
     """wrk, until the end."""
-    script.write_text(
+    script.write_text(  # noqa: ASYNC240  # nothing else runs yet
         f'wrk.method = "POST"\nwrk.body = [==[{QUESTION}]==]\nwrk.headers["Content-Type"] = "application/json"\n'
     )
     wrk = await asyncio.create_subprocess_exec(

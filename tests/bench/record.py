@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from bench.measure import Figure, best, seconds
 from opentelemetry.sdk.metrics import MeterProvider
@@ -100,7 +100,7 @@ def prometheus_kept(work: list[Request]) -> Callable[[], None]:
     count = Counter("requests", "Requests.", (*model_labels, "outcome"), registry=registry)
     duration = Histogram("duration_seconds", "Latency.", model_labels, registry=registry)
     others = [Counter(name, name, model_labels, registry=registry) for name in ("tokens_in", "tokens_out", "cost_usd")]
-    children = {
+    children: dict[tuple[str, str, bool], Any] = {
         (*model, success): (
             count.labels(*model, "success" if success else "error").inc,
             duration.labels(*model).observe,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Any
 
 import aiohttp
 import numpy as np
@@ -96,7 +97,7 @@ async def _measure() -> list[Figure]:
     assert answer.headers["Content-Encoding"] == "gzip"
 
     def serve() -> None:
-        coroutine = handler(request)
+        coroutine: Any = handler(request)
         try:
             coroutine.send(None)  # it never waits, so a loop would only add its own time
         except StopIteration:

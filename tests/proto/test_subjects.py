@@ -26,9 +26,10 @@ def test_any_name_is_one_token_and_back(name: str) -> None:
 def test_token_is_canonical_or_refused(token: str) -> None:
     """Of all tokens only the one that `node_token` writes is read."""
     try:
-        assert node_token(node_of_token(token)) == token
-    except FrameError as problem:
-        assert problem.reason == "subject"
+        name = node_of_token(token)
+    except FrameError:
+        return
+    assert node_token(name) == token
 
 
 @pytest.mark.parametrize("token", ["=41", "=c3=bc", "=FF", "=2", "a b", "ü", "=C3"])

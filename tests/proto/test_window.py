@@ -82,7 +82,10 @@ def test_part_without_the_kind_is_refused() -> None:
 def test_columns_that_do_not_fit_are_refused(kind: str) -> None:
     """A column cut short anywhere is an error, never a wrong number."""
     read = {"counters": window_counters, "gauges": window_gauges, "sketches": window_sketches}[kind]
-    whole = {"counters": COUNTERS, "gauges": GAUGES, "sketches": SKETCHES}[kind].pack()
+    columns: dict[str, WindowCounters | WindowGauges | WindowSketches] = {
+        "counters": COUNTERS, "gauges": GAUGES, "sketches": SKETCHES,
+    }  # fmt: skip
+    whole = columns[kind].pack()
     for i, column in enumerate(whole[1:], 1):
         if column:
             with pytest.raises(FrameError):
