@@ -276,8 +276,8 @@ class GaugeReport:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GaugeCells:
-    """Aggregates over nodes of the series `ids` (n, ascending): exact sum, min, max, last set value with its time,
-    number of nodes.
+    """Aggregates over nodes of the series `ids` (n, ascending): exact sum (within ±2^62), min, max, last set value with
+    its time, number of nodes.
     """
 
     ids: I64
@@ -312,13 +312,17 @@ class GaugeReports:
         used, groups = np.unique(ids, return_inverse=True)
         n = len(used)
         whole, fraction = sum_by(groups, n, *split(values))
+        # Some values near their limit would wrap a sum, which stops there instead.
+        rough = np.bincount(groups, values, n)
+        absurd = np.abs(rough) > MAX_TOTAL
+        if absurd.any():
+            whole[absurd], fraction[absurd] = np.where(rough[absurd] > 0, MAX_TOTAL, -MAX_TOTAL), 0
         minimum, maximum = np.full(n, np.inf), np.full(n, -np.inf)
         np.minimum.at(minimum, groups, values)
         np.maximum.at(maximum, groups, values)
         last, last_ms = np.zeros(n), np.zeros(n, np.int64)
-        order = np.lexsort(
-            (values, at_ms)
-        )  # ascending by time, then value: of repeated targets the last assignment stays
+        # Ascending by time, then value: of repeated targets the last assignment stays.
+        order = np.lexsort((values, at_ms))
         last[groups[order]] = values[order]
         last_ms[groups[order]] = at_ms[order]
         nodes = np.bincount(groups, minlength=n).astype(np.uint32)

@@ -35,6 +35,9 @@ class Grumpy:
     def __str__(self) -> str:
         raise RuntimeError("no")
 
+    def __repr__(self) -> str:  # for the test's name, which has to be the same in every process
+        return "Grumpy()"
+
 
 def test_request_counts_once() -> None:
     """One call adds to count, latency, tokens and cost; the next fold has nothing of it."""
