@@ -8,14 +8,12 @@ passed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import msgspec
-import numpy as np
 
 from ..proto.bus import LogMessage
 from ..proto.catalogue import Kind
-from ..proto.errors import FrameError, SnapshotError
+from ..proto.errors import FrameError
 from ..proto.exact import I64, MAX_TOTAL
 from ..proto.fold import Output
 from ..proto.logs import get_logger
@@ -33,6 +31,7 @@ from ..proto.wire import (
     decode_header,
     frame_of,
 )
+from . import snapshot
 from .grid import Grid, Span
 from .kernel import CounterSums, SketchLayout, bucket_ranges, check_sums
 from .ledger import Ledgers
@@ -52,8 +51,6 @@ _REVISION_DELAY_MS = 1000
 _MAX_IDLE_WINDOWS = 720
 #: Nodes that a marker names as missing.
 _MAX_NAMED = 32
-#: A clock error below an interval is corrected once so many samples agree: a single one may be a slow delivery.
-_SAMPLES_FOR_SMALL_SKEW = 3
 
 
 class AggregatorFold:
@@ -151,15 +148,7 @@ class AggregatorFold:
         """The frame's span in broker time: moved by whole intervals when the node's clock is wrong."""
         if self.settings.clock == "event":
             return wire.start_ms, wire.end_ms
-        interval_ms = self.settings.interval_ms
-        samples = self.nodes.samples(wire.node, sample_ms)
-        skew_ms = max(samples, default=0)  # delay makes a sample too small, never too large
-        shift_ms = 0
-        if abs(skew_ms) > interval_ms or len(samples) >= _SAMPLES_FOR_SMALL_SKEW:
-            # Whole intervals, so that a window of the node's is a window here. Rounded so that a frame arrives at most
-            # this long after its window's end, and not past the deadline, from every window.
-            tolerance_ms = min(interval_ms, max(self.settings.seal_deadline_ms, 1000)) // 2
-            shift_ms = (skew_ms + tolerance_ms) // interval_ms * interval_ms
+        shift_ms = self.nodes.shift_ms(wire.node, sample_ms, self.settings.interval_ms, self.settings.seal_deadline_ms)
         start_ms, end_ms = max(0, wire.start_ms - shift_ms), max(0, wire.end_ms - shift_ms)
         longest_ms = self.grid.longest_ms  # a node may not have heard yet that windows are shorter now
         limit_ms = self.now_ms + _FUTURE_INTERVALS * longest_ms
@@ -233,11 +222,15 @@ class AggregatorFold:
         """Raise FrameError (``overflow``) if a total could pass 2^62 with these increments."""
         most = int(whole.max()) * (1 if resolved.distinct else len(whole))
         if self._ceiling + most > MAX_TOTAL:
-            open_sums = [w.counters for start, w in self.windows.items() if start >= (self.next_start or 0)]
-            self._ceiling = sum(sums.most for sums in (self.totals, *open_sums))
+            sums = self._open_sums()
+            self._ceiling = sum(one.most for one in sums)
             if self._ceiling + most > MAX_TOTAL:
-                check_sums([self.totals, *open_sums], resolved.ids, whole)
+                check_sums(sums, resolved.ids, whole)
         self._ceiling += most
+
+    def _open_sums(self) -> list[CounterSums]:
+        """Totals, and what open windows will add to them."""
+        return [self.totals, *(w.counters for start, w in self.windows.items() if start >= (self.next_start or 0))]
 
     def _hold(self, series: int, ids: I64, first: I64, last: I64) -> None:
         wider = self.layout.wider(series, ids, first, last)
@@ -412,54 +405,14 @@ class AggregatorFold:
 
     def snapshot(self) -> bytes:
         """The whole state. Equal states give equal bytes."""
-        totals = self.totals.cells()
-        return msgspec.msgpack.encode(
-            {
-                "settings": self.settings,
-                "grid": self.grid,
-                "now_ms": self.now_ms,
-                "next_start": self.next_start,
-                "nodes": [node for _, node in sorted(self.nodes.nodes.items())],
-                "ledger": self.ledger.pack(),
-                "series": self.series.pack(),
-                "totals": [a.tobytes() for a in (totals.ids, totals.whole, totals.fraction)],
-                "layout": [a.tobytes() for a in (self.layout.low, self.layout.width)],
-                "windows": [window.pack(self.layout) for _, window in sorted(self.windows.items())],
-            }
-        )
+        return snapshot.pack(self)
 
     def restore(self, data: bytes) -> None:
         """Become what `snapshot` wrote. Raises SnapshotError."""
         fresh = AggregatorFold(self.subjects.cluster, self.partition, self.settings)
-        try:
-            fresh._unpack(msgspec.msgpack.decode(data))
-        except (msgspec.DecodeError, msgspec.ValidationError, KeyError, TypeError, ValueError, IndexError) as error:
-            raise SnapshotError(f"aggregator state of {len(data)} bytes can't be read: {error}") from error
+        snapshot.unpack(fresh, data)
+        fresh._ceiling = sum(sums.most for sums in fresh._open_sums())
         self.__dict__.update(fresh.__dict__)
-
-    def _unpack(self, state: dict[str, Any]) -> None:
-        self.settings = msgspec.convert(state["settings"], Settings)
-        self.grid = msgspec.convert(state["grid"], Grid)
-        self.now_ms = state["now_ms"]
-        self.next_start = state["next_start"]
-        for node in msgspec.convert(state["nodes"], list[Node]):
-            self.nodes.nodes[node.name] = node
-        self.ledger.unpack(state["ledger"])
-        self.series = SeriesTables(self.settings.max_series_per_metric, self.settings.max_series)
-        self.series.unpack(state["series"])
-        counters = len(self.series.tables[Kind.COUNTER])
-        ids, whole, fraction = (
-            np.frombuffer(raw, t) for raw, t in zip(state["totals"], ("<i8", "<i8", "<u8"), strict=True)
-        )
-        self.totals.reserve(counters)
-        self.totals.add(ids, whole, fraction, distinct=True)
-        self.layout.low, self.layout.width = (np.frombuffer(raw, "<i8").copy() for raw in state["layout"])
-        ends = np.cumsum(self.layout.width)
-        self.layout.slots = int(ends[-1]) if len(ends) else 0
-        self.layout.offset = ends - self.layout.width
-        for packed in state["windows"]:
-            window = Window.unpack(packed, counters)
-            self.windows[window.start_ms] = window
 
 
 def _skew_sample(message: LogMessage) -> int | None:

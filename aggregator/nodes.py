@@ -17,6 +17,8 @@ _SKEW_SAMPLES = 8
 #: No delivery takes so long, ms: the broker's answer is waited for five seconds, then the frame is sent anew. A sample
 #: that much smaller than those before is a clock that was put back, and they say nothing any more.
 _CLOCK_STEP_MS = 10_000
+#: A clock error below an interval is corrected once so many samples agree: a single one may be a slow delivery.
+_SAMPLES_FOR_SMALL_SKEW = 3
 #: A gap is waited for so long, ms of broker time, before its node's progress counts without it.
 GAP_PATIENCE_MS = 10_000
 #: Gaps of one process that may still heal; of more, the oldest counts as lost. Bounds what nonsense can make us keep.
@@ -157,12 +159,20 @@ class NodeTable:
             incarnation.left = True
         return verdict, missing, incarnation
 
-    def samples(self, name: str, sample_ms: int | None) -> list[int]:
-        """The clock samples of a node, this one included."""
-        node = self.nodes.get(name)
-        if node is None:
-            return [] if sample_ms is None else [sample_ms]
-        return node.samples_with(sample_ms)
+    def shift_ms(self, name: str, sample_ms: int | None, interval_ms: int, deadline_ms: int) -> int:
+        """By how much to move the frame that `sample_ms` came with back in time: whole intervals, so that a window of
+        the node's is a window here.
+
+        Rounded so that a frame arrives at most the tolerance after its window's end, and not past the deadline, from
+        every window.
+        """
+        node = self.nodes.get(name) or Node(name=name)
+        samples = node.samples_with(sample_ms)
+        skew_ms = max(samples, default=0)
+        if abs(skew_ms) <= interval_ms and len(samples) < _SAMPLES_FOR_SMALL_SKEW:
+            return 0
+        tolerance_ms = min(interval_ms, max(deadline_ms, 1000)) // 2
+        return (skew_ms + tolerance_ms) // interval_ms * interval_ms
 
     def live(self, now_ms: int, timeout_ms: int) -> list[Node]:
         """Nodes whose newest process has not left and was heard within the time-out, by name."""

@@ -209,7 +209,8 @@ def test_event_clock_is_not_stopped_by_a_gap() -> None:
     """With the clock "event", a frame that never comes holds windows for some seconds of broker time, not for ever."""
     log = Log()
     a = log.node("a")
-    a.hello(T0), a.data(T0, {HITS: 1}), a.skip()
+    a.hello(T0), a.data(T0, {HITS: 1})
+    a.skip()
     for i in range(2, 8):
         a.data(T0 + i * STEP, {HITS: 1})
     published = run(fold(Settings(clock="event", node_timeout_ms=60_000)), log.messages)
@@ -289,7 +290,8 @@ def test_frame_past_lateness_counts_in_totals_only() -> None:
     """A frame for a window that is closed for good changes totals and the ledger, and no window."""
     log, aggregator, published = late_log(Settings(lateness_ms=2 * STEP))
     a, b = log.node("a"), log.node("b")
-    a.skip(2), b.skip(1)
+    a.skip(2)
+    b.skip(1)
     messages = [a.data(T0 + i * STEP, {HITS: 1}) for i in range(1, 8)]
     messages.append(b.data(T0, {HITS: 100}, values={LATENCY: [9.0]}, at_ms=T0 + 8 * STEP + 1))
     messages += [a.data(T0 + 8 * STEP, {HITS: 1}), log.tick(T0 + 9 * STEP + 2000)]
@@ -335,7 +337,8 @@ def test_gap_holds_the_watermark_until_it_heals() -> None:
     """A missing sequence keeps windows from sealing by the watermark; when it comes, they seal at once."""
     log = Log()
     a = log.node("a")
-    a.hello(T0), a.data(T0, {HITS: 1}), a.skip()
+    a.hello(T0), a.data(T0, {HITS: 1})
+    a.skip()
     a.data(T0 + 2 * STEP, {HITS: 1}, at_ms=T0 + STEP + 100)  # far faster than the deadline
     aggregator = fold()
     published = run(aggregator, log.messages)
@@ -363,7 +366,8 @@ def test_gap_is_given_up() -> None:
     """Ten seconds after a gap showed, its node's progress counts without it; what heals it later counts as late."""
     log, aggregator, published = gap_log()
     a, b = log.node("a"), log.node("b")
-    a.skip(4), b.skip(3)
+    a.skip(4)
+    b.skip(3)
     messages = [b.data(T0 + 2 * STEP)]
     for i in range(3, 7):
         messages += [a.data(T0 + i * STEP, {HITS: 1}), b.data(T0 + i * STEP)]

@@ -159,6 +159,21 @@ def test_sums_that_would_wrap_are_refused() -> None:
     assert 1 << 61 < published.totals[HITS] <= (1 << 62) + 1024
 
 
+def test_sums_near_the_limit_are_refused_after_a_restart_too() -> None:
+    """A fold that was restored refuses what the one that went on refuses."""
+    log, aggregator, _ = honest()
+    huge = tally({HITS: 1 << 53})
+    for i in range(600):
+        log.raw(frame("b", i + 1, T0 + STEP, T0 + 2 * STEP, huge), "b")
+    run(aggregator, log.messages[2:402])
+    restored = fold()
+    restored.restore(aggregator.snapshot())
+    for one in (aggregator, restored):
+        run(one, log.messages[402:])
+    assert aggregator.ledger.rejected == restored.ledger.rejected == {"overflow": 600 - 512}
+    assert aggregator.snapshot() == restored.snapshot()
+
+
 def test_sums_of_folded_series_that_would_wrap_are_refused() -> None:
     """Increments that fold into one series within a frame are checked together."""
     log = Log()

@@ -40,21 +40,28 @@ def test_each_sequence_counts_once(sequences: list[int]) -> None:
 def test_gap_holds_progress_until_it_heals() -> None:
     """What is promised after a gap counts when the gap has closed."""
     one = Incarnation(number=1)
-    one.admit(1, 0), one.promise(100)
-    one.admit(3, 0), one.promise(300)
+    one.admit(1, 0)
+    one.promise(100)
+    one.admit(3, 0)
+    one.promise(300)
     assert one.progress_ms == 100
-    one.admit(2, 0), one.promise(200)
+    one.admit(2, 0)
+    one.promise(200)
     assert one.progress_ms == 300
 
 
 def test_gap_is_given_up_with_a_later_frame() -> None:
     """A gap that is old enough holds nothing more, once the process sends again."""
     one = Incarnation(number=1)
-    one.admit(1, 0), one.promise(100)
-    one.admit(3, 5), one.promise(300)
-    one.admit(4, 5 + GAP_PATIENCE_MS), one.promise(400)
+    one.admit(1, 0)
+    one.promise(100)
+    one.admit(3, 5)
+    one.promise(300)
+    one.admit(4, 5 + GAP_PATIENCE_MS)
+    one.promise(400)
     assert one.progress_ms == 100
-    one.admit(5, 6 + GAP_PATIENCE_MS), one.promise(500)
+    one.admit(5, 6 + GAP_PATIENCE_MS)
+    one.promise(500)
     assert one.progress_ms == 500
     assert one.missing == 1
     assert one.admit(2, 7 + GAP_PATIENCE_MS) == (HEALED, 0)
@@ -162,8 +169,31 @@ def test_node_without_samples_has_no_skew() -> None:
     """Senders that do not say their clock are believed."""
     table = NodeTable()
     table.admit(wire(), 0, None)
-    assert (table.nodes["a"].skew_ms, table.samples("a", None), table.samples("b", None)) == (0, [], [])
-    assert table.samples("b", 5) == [5]
+    assert table.nodes["a"].skew_ms == 0
+    assert table.shift_ms("a", None, 5000, 2000) == table.shift_ms("b", None, 5000, 2000) == 0
+
+
+@pytest.mark.parametrize(
+    ("skew", "shift"),
+    [(0, 0), (-900, 0), (-1100, -5000), (3900, 0), (4100, 5000), (-6000, -5000), (-6100, -10_000), (180_000, 180_000)],
+)
+def test_frames_move_by_whole_intervals(skew: int, shift: int) -> None:
+    """A frame arrives at most a second after the end of the window that it is moved to, half the deadline."""
+    table = NodeTable()
+    table.admit(wire(sequence=1), 0, skew)
+    table.admit(wire(sequence=2), 0, skew)
+    assert table.shift_ms("a", skew, 5000, 2000) == shift
+
+
+def test_small_skew_is_believed_from_the_third_sample_on() -> None:
+    """One slow delivery is no wrong clock; an error of more than an interval is believed at once."""
+    table = NodeTable()
+    assert table.shift_ms("a", -3000, 5000, 2000) == 0
+    assert table.shift_ms("a", -7000, 5000, 2000) == -10_000
+    table.admit(wire(sequence=1), 0, -3000)
+    assert table.shift_ms("a", -3000, 5000, 2000) == 0
+    table.admit(wire(sequence=2), 0, -3000)
+    assert table.shift_ms("a", -3000, 5000, 2000) == -5000
 
 
 def test_missing_is_the_sum_over_all() -> None:

@@ -71,7 +71,7 @@ def test_gauges_and_sketches_come_in_pieces() -> None:
     (whole,) = [part for part in published.parts if part.metric == "wait_seconds"]
     pieces = parts_of(Kind.HISTOGRAM, whole.sketches, 2500)
     assert len(pieces) > 1
-    found_sketches = {}
+    found_sketches: dict[bytes, object] = {}
     for part in pieces:
         s = window_sketches(part)
         found_sketches.update(zip(s.keys, s.sketches(), strict=True))

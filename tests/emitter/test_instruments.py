@@ -121,7 +121,12 @@ def test_gauge_keeps_its_value_over_one_that_cannot_be(value: float) -> None:
 def test_gauge_adds_of_many_threads_all_count() -> None:
     """Adding reads and writes as one step."""
     gauge = Gauge(b"a", Invalid(), lambda: 0)
-    threads = [threading.Thread(target=lambda: [gauge.add(1) for _ in range(5000)]) for _ in range(4)]
+
+    def add() -> None:
+        for _ in range(5000):
+            gauge.add(1)
+
+    threads = [threading.Thread(target=add) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -52,9 +52,11 @@ def units(frames: list[Frame]) -> dict[bytes, int]:
 def test_frames_go_out_in_order_with_contiguous_sequences() -> None:
     """Sequences count from 1 for each partition, and the spans are those that were cut."""
     box = outbox()
-    put(box, 0, Tally(), FrameKind.HELLO), put(box, 0, Tally(), FrameKind.HELLO, partition=1)
+    put(box, 0, Tally(), FrameKind.HELLO)
+    put(box, 0, Tally(), FrameKind.HELLO, partition=1)
     for window in range(3):
-        put(box, window, tally({HITS: window})), put(box, window, Tally(), partition=1)
+        put(box, window, tally({HITS: window}))
+        put(box, window, Tally(), partition=1)
     frames = [decode_frame(sent.payload) for sent in send_all(box)]
     for partition in (0, 1):
         mine = [frame for frame in frames if frame.partition == partition]
@@ -128,7 +130,8 @@ def test_partitions_merge_apart() -> None:
     """Frames of different partitions never become one."""
     box = outbox(queue_bytes=1)
     for window in range(5):
-        put(box, window, tally({HITS: 1})), put(box, window, tally({WAIT: 1}), partition=1)
+        put(box, window, tally({HITS: 1}))
+        put(box, window, tally({WAIT: 1}), partition=1)
     frames = [decode_frame(sent.payload) for sent in send_all(box)]
     assert [(frame.partition, units([frame])) for frame in frames] == [(0, {HITS: 5 * ONE}), (1, {WAIT: 5 * ONE})]
 
@@ -238,7 +241,7 @@ def test_every_count_arrives_once(
     for what, *arguments in some:
         if what == "put":
             series, value = arguments
-            number = float(value)
+            number = float(value)  # type: ignore[arg-type]
             content = tally({key("hits_total", u=f"{series}{i}"): number for i in range(5)}, None, {WAIT: [number] * 2})
             for u, increment in content.counters.items():
                 expected[u] = expected.get(u, Fraction(0)) + Fraction(increment, ONE)

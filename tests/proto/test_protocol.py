@@ -126,7 +126,7 @@ def test_data_frame() -> None:
 def part(metric: str, **columns: list[bytes]) -> Part:
     return Part(
         metric=metric, partition=0, resolution_ms=5000, start_ms=START, end_ms=END, revision=0,
-        position=LogPosition(CREATED, 42), **columns,
+        position=LogPosition(CREATED, 42), **columns,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
@@ -158,7 +158,8 @@ def test_part_of_sketches() -> None:
     made = part("wait_seconds", sketches=columns.pack())
     assert encode(made) == message("Vector: Part of sketches")
     (sketch,) = window_sketches(decode(Part, encode(made))).sketches()
-    assert (sketch.count, sketch.sum, sketch.minimum, sketch.maximum) == (4, pytest.approx(0.85), 0.0, 0.3)
+    assert (sketch.count, sketch.minimum, sketch.maximum) == (4, 0.0, 0.3)
+    assert sketch.sum == pytest.approx(0.85)
 
 
 def test_sealed_marker() -> None:

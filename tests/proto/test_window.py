@@ -36,7 +36,7 @@ SKETCHES = WindowSketches(
 def part(**columns: list[bytes]) -> Part:
     return Part(
         metric="m", partition=0, resolution_ms=STEP, start_ms=T0, end_ms=T0 + STEP, revision=0,
-        position=LogPosition(1, 2), **columns,
+        position=LogPosition(1, 2), **columns,  # type: ignore[arg-type]
     )  # fmt: skip
 
 
