@@ -30,6 +30,8 @@ log = get_logger(__name__)
 _SNAPSHOT_MAGIC = b"FMS1"
 #: How many snapshots of a fold are kept: the newest may have been cut short by a kill.
 KEEP_SNAPSHOTS = 3
+#: How long after a stream went missing it is made anew, seconds.
+_DELETION_S = 0.25
 #: How long a fold may compute before the event loop gets a turn, seconds.
 _SLICE_S = 0.02
 
@@ -163,7 +165,7 @@ class FoldRunner:
                     log.warning(
                         "log is gone; making it anew and going on from the state in memory", reason=str(problem)
                     )
-                    await self._retry("creating streams", self._ensure_streams)
+                    await self._retry("creating streams", self._make_anew)
                     continue
                 except BusError as problem:
                     log.warning("log can't be read now", every_s=10.0, reason=str(problem))
@@ -239,7 +241,7 @@ class FoldRunner:
                     log.warning("output is not stored yet", every_s=10.0, fold=self.name, reason=str(result))
                     if isinstance(result, StreamMissing):
                         with contextlib.suppress(BusError):
-                            await self._ensure_streams()
+                            await self._make_anew()
                 elif isinstance(result, BaseException):
                     raise result
             waiting = failed
@@ -260,6 +262,12 @@ class FoldRunner:
     async def _ensure_streams(self) -> None:
         for spec in self.streams:
             await self.bus.ensure_stream(spec)
+
+    async def _make_anew(self) -> None:
+        # A stream that is made under the name of one which the server is still deleting takes no messages: its files go
+        # with the other's (seen once, with nats-server 2.15 under load).
+        await asyncio.sleep(_DELETION_S)
+        await self._ensure_streams()
 
     async def _retry(self, doing: str, attempt: Callable[[], Awaitable[None]]) -> None:
         while True:
