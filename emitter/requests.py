@@ -17,7 +17,7 @@ from ..proto.exact import F64, I64, ONE
 from ..proto.keys import OTHER, encode_key
 from .instruments import Invalid
 from .labels import label
-from .tally import Tally, distributions, totals, valid
+from .tally import Tally, all_valid, distributions, totals, valid
 
 ERROR_TYPES = ("connection", "timeout", "rate_limit", "authentication", "server", "client")
 #: Durations beside the request's own, by the name of `record_request`'s argument (seconds).
@@ -118,9 +118,12 @@ def fold_requests(columns: list[RequestColumn], tally: Tally, invalid: Invalid) 
 
     tokens_in = totals(_or_zero(inputs, invalid, "tokens"), lengths)
     tokens_out = totals(_or_zero(outputs, invalid, "tokens"), lengths)
-    no_cost = np.isnan(costs)
-    unpriced = np.add.reduceat(no_cost, np.cumsum(lengths) - lengths, dtype=np.int64).tolist()
-    priced = totals(_or_zero(np.where(no_cost, 0.0, costs), invalid, "cost"), lengths)
+    unpriced = [0] * len(used)
+    if not all_valid(costs):
+        no_cost = np.isnan(costs)
+        unpriced = np.add.reduceat(no_cost, np.cumsum(lengths) - lengths, dtype=np.int64).tolist()
+        costs = np.where(no_cost, 0.0, costs)
+    priced = totals(_or_zero(costs, invalid, "cost"), lengths)
     for i, (column, n) in enumerate(zip(used, lengths.tolist(), strict=True)):
         tally.count(column.requests, n * ONE)
         if column.errors is not None:
@@ -131,26 +134,29 @@ def fold_requests(columns: list[RequestColumn], tally: Tally, invalid: Invalid) 
         if column.errors is None and unpriced[i]:
             tally.count(column.unpriced, unpriced[i] * ONE)
 
-    group = np.repeat([g for g, columns in enumerate(by_duration.values()) for _ in columns], lengths)
-    _fold_durations(list(by_duration), times, group, tally, invalid)
+    ends = np.cumsum([len(group) for group in by_duration.values()])
+    rows = np.add.reduceat(lengths, np.concatenate(([0], ends[:-1])))
+    _fold_durations(list(by_duration), times, rows, tally, invalid)
     return int(lengths.sum())
 
 
-def _fold_durations(keys: list[bytes], times: F64, group: I64, tally: Tally, invalid: Invalid) -> None:
-    """Add `times` to the distributions `keys`; `group` (ascending) says to which. NaN is a time that was not given."""
-    good = valid(times)
-    if wrong := int((~(good | np.isnan(times))).sum()):
-        invalid.add("response_time", wrong)
-    lengths = np.bincount(group[good], minlength=len(keys))
+def _fold_durations(keys: list[bytes], times: F64, lengths: I64, tally: Tally, invalid: Invalid) -> None:
+    """Add `times` to the distributions `keys`, so many of `lengths` to each. NaN is a time that was not given."""
+    if not all_valid(times):
+        good = valid(times)
+        if wrong := int((~(good | np.isnan(times))).sum()):
+            invalid.add("response_time", wrong)
+        lengths = np.bincount(np.repeat(np.arange(len(keys)), lengths)[good], minlength=len(keys))
+        times = times[good]
     timed = np.flatnonzero(lengths)
-    for i, new in zip(timed.tolist(), distributions(times[good], lengths[timed]), strict=True):
+    for i, new in zip(timed.tolist(), distributions(times, lengths[timed]), strict=True):
         tally.add(keys[i], new)
 
 
 def _or_zero(values: F64, invalid: Invalid, reason: str) -> F64:
     """`values` with 0 for those that may not be recorded; they are counted."""
-    good = valid(values)
-    if good.all():
+    if all_valid(values):
         return values
+    good = valid(values)
     invalid.add(reason, len(good) - int(good.sum()))
     return np.where(good, values, 0.0)

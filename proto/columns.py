@@ -173,7 +173,8 @@ def unpack_sketches(raw: Sequence[bytes]) -> SketchColumns:
 
 
 def _check_sketches(c: SketchColumns) -> None:
-    b = int(c.lengths.sum(dtype=np.int64))
+    ends = np.cumsum(c.lengths, dtype=np.int64)
+    b = int(ends[-1])
     if b != len(c.indices) or b != len(c.counts):
         raise FrameError(
             "length",
@@ -197,16 +198,14 @@ def _check_sketches(c: SketchColumns) -> None:
         return
     if not c.counts.min():  # a third of what all() takes on integers
         raise FrameError("sketch", "sketches.counts holds 0; empty buckets are left out")
-    ends = np.cumsum(c.lengths, dtype=np.int64)
-    steps = c.indices[1:] > c.indices[:-1]
-    starts = ends[:-1]
-    steps[starts[(starts > 0) & (starts < b)] - 1] = True  # between two sketches any order is right
-    if not steps.all():
-        raise FrameError("sketch", "sketches.indices do not ascend within a sketch")
-    # Minimum and maximum must lie in the outermost buckets; otherwise quantiles would lie.
     lengths, zero, low, high = c.lengths, c.zero, c.minimum, c.maximum
     if not used.all():
         ends, lengths, zero, low, high = ends[used], lengths[used], zero[used], low[used], high[used]
+    steps = c.indices[1:] > c.indices[:-1]
+    steps[ends[:-1] - 1] = True  # between two sketches any order is right
+    if not steps.all():
+        raise FrameError("sketch", "sketches.indices do not ascend within a sketch")
+    # Minimum and maximum must lie in the outermost buckets; otherwise quantiles would lie.
     # Both in one go: for a thousand series calling numpy costs about as much as what it does.
     outermost = c.indices[np.concatenate((ends - lengths, ends - 1))]
     wrong = index_of(np.maximum(np.concatenate((low, high)), SMALLEST_NORMAL)) != outermost
