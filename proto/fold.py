@@ -264,8 +264,8 @@ class FoldRunner:
             await self.bus.ensure_stream(spec)
 
     async def _make_anew(self) -> None:
-        # Once, under load, publishes to a stream made right after its deletion got no answer for 15 s. That the server was
-        # still deleting is a guess; since this wait it was not seen again.
+        # Once, under load, publishes to a stream made right after its deletion got no answer for 15 s. That the server
+        # was still deleting is a guess; since this wait it was not seen again.
         await asyncio.sleep(_DELETION_S)
         await self._ensure_streams()
 
