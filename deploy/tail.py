@@ -45,7 +45,7 @@ def metric_name(given: str) -> tuple[str, str]:
     if name in CATALOGUE:
         return name, ""
     near = difflib.get_close_matches(name, CATALOGUE, n=3, cutoff=0.6)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    hint = f"; did you mean {' or '.join(near)}?" if near else "."
     return name, f"{name} is not in the catalogue{hint} Waiting for it as a metric of your own."
 
 

@@ -7,15 +7,14 @@ import signal
 from pathlib import Path
 
 import psutil
-import pytest
 from support.cluster import Cluster
 from support.command import fleetmeter
+from support.peers import given
 
 from fleetmeter.deploy.nats_server import NatsServer
 
 #: 19,366 requests of 58 minutes; it lies beside the repository, and is no part of it.
 AZURE = Path(__file__).parents[3] / "shared" / "data" / "azure_llm_conv_2023.csv"
-needs_azure = pytest.mark.skipif(not AZURE.exists(), reason=f"{AZURE} is not there")
 
 
 def write_trace(directory: Path, seconds: int, per_second: int = 5) -> Path:
@@ -29,10 +28,9 @@ def write_trace(directory: Path, seconds: int, per_second: int = 5) -> Path:
     return path
 
 
-@needs_azure
 async def test_an_hour_of_real_traffic_matches():
     """Eight nodes replay the recorded hour, and every number that comes out is the one computed from the file."""
-    async with fleetmeter("replay", AZURE, "--nodes", 8, "--speed", "max", "--verify", "--json") as command:
+    async with fleetmeter("replay", given(AZURE), "--nodes", 8, "--speed", "max", "--verify", "--json") as command:
         code = await command.ended(90)
 
     summary = json.loads("\n".join(command.out))
@@ -43,10 +41,9 @@ async def test_an_hour_of_real_traffic_matches():
     assert 0 < summary["max_quantile_error"] <= 0.0109
 
 
-@needs_azure
 async def test_aggregator_killed_again_and_again():
     """kill -9 of the aggregator, whenever, changes no number."""
-    async with fleetmeter("replay", AZURE, "--nodes", 2, "--speed", "900x", "--verify", "--json") as command:
+    async with fleetmeter("replay", given(AZURE), "--nodes", 2, "--speed", "900x", "--verify", "--json") as command:
         await command.said("replaying")
         for times in (1, 2, 3):
             (await command.child("run aggregator")).kill()

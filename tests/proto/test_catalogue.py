@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import math
 import re
-import shutil
 import subprocess
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
+from support.peers import given, require
 
 from fleetmeter.proto import keys
 from fleetmeter.proto.catalogue import CATALOGUE, GROUPS, PREFIX, Kind, Metric, define, get, markdown_table
@@ -100,10 +100,9 @@ def test_catalogue_has_the_documented_names_and_labels() -> None:
     assert {m.name: set(m.labels) for m in METRICS} == {name: set(labels) for name, labels in LABELS.items()}
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason="the reference of metric names is kept beside the repository")
 def test_catalogue_has_every_name_of_the_reference() -> None:
     """Each name in backticks in the reference's own section is in the catalogue, abbreviations written out."""
-    text = REFERENCE.read_text()
+    text = given(REFERENCE).read_text()
     groups = [line for line in text.split("## Ours")[1].split("Buckets of duration")[0].splitlines() if "`" in line]
     written = re.findall(r"`([^`{}]+)`", "\n".join(line for line in groups if not line.startswith("##")))
     names = {name for each in written for name in ABBREVIATIONS.get(each, (each,))} - {"llmproxy_", "_total", "node"}
@@ -201,11 +200,13 @@ def test_openmetrics_parser_takes_the_whole_catalogue() -> None:
     }
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_promtool_finds_nothing_to_lint() -> None:
     """Prometheus's own linter is content with every name and help text."""
     done = subprocess.run(
-        ["promtool", "check", "metrics"], input=_exposition("_total", units=False), capture_output=True, text=True
+        [require("promtool", "prometheus"), "check", "metrics"],
+        input=_exposition("_total", units=False),
+        capture_output=True,
+        text=True,
     )
 
     assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 import os
 import shutil
+from pathlib import Path
 
 import pytest
+
+
+def given(path: Path) -> Path:
+    """A file that lies beside the repository. Without it the test fails in CI, and is skipped with the reason
+    elsewhere.
+    """
+    if path.exists():
+        return path
+    if os.environ.get("CI"):
+        pytest.fail(f"{path} is not there")
+    pytest.skip(f"{path} is not there")
 
 
 def require(program: str, package: str) -> str:
